@@ -1,0 +1,59 @@
+"""Arrays and devices: the only place that decides where an array lives and how it is allocated.
+
+Arrays are NumPy's, on the CPU, native byte order, aligned. Floating point is float32 or float64; booleans and
+integers serve as masks, labels, indices and random-number counters.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from minigan.errors import DeviceError, DTypeError, ShapeError
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+KINDS = "biu"  # besides floats: booleans, signed and unsigned integers
+
+
+def device_name(device: str | None) -> str:
+    """The device that `device` names; `None` means `"cpu"`, the only one so far.
+
+    Raises `DeviceError` for any other name, with the reason.
+    """
+    if device in (None, "cpu"):
+        return "cpu"
+    raise DeviceError(f"device {device!r}: this version of minigan computes on 'cpu' only")
+
+
+def empty(shape: tuple[int, ...], dtype: Any) -> Array:
+    """An uninitialised C-contiguous array; `ShapeError` before anything is allocated if it cannot exist."""
+    try:
+        return np.empty(shape, dtype)
+    except ValueError as error:
+        raise ShapeError(f"cannot allocate an array of shape {shape}: {error}") from None
+
+
+def native(source: Any, dtype: Any = None, copy: bool | None = None) -> Array:
+    """`source` as an aligned native array of a supported dtype.
+
+    Args:
+        source: anything NumPy can read.
+        dtype: the dtype wanted; by default an array's own, and float32 for Python floats and lists of them.
+        copy: `True` always copies (C order), `None` only where the array cannot be used as it is.
+
+    Raises `DTypeError` for complex, object, string, date and float16 arrays.
+    """
+    array = np.asarray(source)
+    if dtype is None and array.dtype == np.float64 and isinstance(source, (float, list, tuple)):
+        dtype = None if isinstance(source, np.float64) else np.float32
+    wanted = np.dtype(array.dtype if dtype is None else dtype).newbyteorder("=")
+    for which in (array.dtype.newbyteorder("="), wanted):
+        if which not in FLOATS and which.kind not in KINDS:
+            raise DTypeError(
+                f"dtype {which} is not supported: float32 and float64 for values, integers and booleans for"
+                " indices, labels and masks; convert with .astype(np.float32)"
+            )
+    with np.errstate(all="ignore"):  # float64 values beyond float32's range become inf, as in NumPy's astype
+        result = np.array(array, dtype=wanted, order="C" if copy else "K", copy=copy)
+    return result if result.flags.aligned else result.copy()

@@ -1,0 +1,335 @@
+"""The linear primitives that tensors and derivative rules lean on, each next to its adjoint: cast, sum and broadcast,
+reshape, transpose, slice and its adjoint, take and scatter, matrix product.
+
+The adjoint A* of a linear map A has <A x, y> = <x, A* y>: it is the map's derivative rule, and the rule of the adjoint
+is the map again, so these few primitives are closed under differentiation of any order. The rules call `apply`
+directly; the functions that users call, with their docstrings, are in `minigan.tensor` and `minigan.ops`.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.lib.array_utils import normalize_axis_tuple
+
+from minigan.backend import FLOATS, Array
+from minigan.errors import ShapeError
+from minigan.pointwise import broadcast, check_float
+from minigan.tape import Input, Primitive, Sample, Spec, Value, apply, copy
+
+Axis = int | Sequence[int] | None
+
+# Cast: its adjoint is the cast back
+
+
+def _cast_kernel(outs: Sequence[Array], x: Array, dtype: Any) -> None:
+    with np.errstate(all="ignore"):  # too large for float32 is inf, as everywhere in IEEE arithmetic
+        np.copyto(outs[0], x, casting="unsafe")
+
+
+CAST = Primitive(
+    "cast",
+    lambda x, dtype: ((x.shape, dtype),),
+    kernel=_cast_kernel,
+    vjp=lambda gy, y, x, dtype: (
+        (lambda: apply(CAST, gy, dtype=x.dtype)) if x.dtype in FLOATS and dtype in FLOATS else None,
+    ),
+    linear=(0,),
+    samples=(
+        Sample((Input((2, 3)),), {"dtype": np.dtype(np.float64)}),
+        Sample((Input((2, 3), "bool"),), {"dtype": np.dtype(np.float64)}),
+    ),
+)
+
+
+# Sum and broadcast
+
+MANY_ROWS = 1024
+
+
+def axes_of(name: str, axis: Axis, ndim: int) -> tuple[int, ...]:
+    """Axes as a sorted tuple of non-negative numbers; `ShapeError` for one that is not there or stands twice."""
+    if axis is None:
+        return tuple(range(ndim))
+    try:
+        return tuple(sorted(normalize_axis_tuple(axis, ndim)))
+    except (ValueError, TypeError) as error:
+        raise ShapeError(f"{name}: axis {axis} of an array with {ndim} axes: {error}") from None
+
+
+def reduced(shape: tuple[int, ...], axes: tuple[int, ...], keepdims: bool) -> tuple[int, ...]:
+    """What is left of `shape` when `axes` are reduced."""
+    if keepdims:
+        return tuple(1 if a in axes else n for a, n in enumerate(shape))
+    return tuple(n for a, n in enumerate(shape) if a not in axes)
+
+
+def spread(gy: Value, shape: tuple[int, ...], axes: tuple[int, ...]) -> Any:
+    """The result of a reduction over `axes`, broadcast back to the `shape` that was reduced."""
+    return expand(same_elements(gy, reduced(shape, axes, keepdims=True)), shape)
+
+
+def unbroadcast(gx: Value, shape: tuple[int, ...]) -> Any:
+    """The adjoint of broadcasting `shape` to the shape of `gx`: sums over the axes that were repeated."""
+    large = gx.array.shape
+    if large == shape:
+        return gx
+    extra = len(large) - len(shape)
+    axes = tuple(a for a, n in enumerate(large) if a < extra or (shape[a - extra] == 1 and n != 1))
+    return same_elements(apply(SUM, gx, axes=axes, keepdims=False), shape)
+
+
+def expand(x: Value, shape: tuple[int, ...]) -> Any:
+    """`x` broadcast to `shape`."""
+    return x if x.array.shape == shape else apply(BROADCAST_TO, x, shape=shape)
+
+
+def _sum_infer(x: Array, axes: tuple[int, ...], keepdims: bool) -> Sequence[Spec]:
+    check_float("sum", x)
+    return ((reduced(x.shape, axes, keepdims), x.dtype),)
+
+
+def _sum_kernel(outs: Sequence[Array], x: Array, axes: tuple[int, ...], keepdims: bool) -> None:
+    # NumPy adds pairwise along the last axis only; over others it adds row by row, and the rounding errors of
+    # float32 would grow with the number of rows.
+    by_rows = x.dtype == np.float32 and bool(axes) and axes[-1] != x.ndim - 1
+    if by_rows and math.prod(x.shape[a] for a in axes) > MANY_ROWS:
+        np.copyto(outs[0], np.sum(x, axes, np.float64, keepdims=keepdims), casting="same_kind")
+    else:
+        np.sum(x, axes, keepdims=keepdims, out=outs[0])
+
+
+SUM = Primitive(
+    "sum",
+    _sum_infer,
+    kernel=_sum_kernel,
+    vjp=lambda gy, y, x, axes, keepdims: (lambda: spread(gy, x.shape, axes),),
+    linear=(0,),
+    smooth=True,
+    flops=lambda x, axes, keepdims: x.size,
+    samples=tuple(
+        Sample((Input(shape),), {"axes": axes, "keepdims": keepdims})
+        for shape, axes, keepdims in (
+            ((2, 3), (0,), False),
+            ((2, 3), (1,), True),
+            ((2, 3, 2), (0, 2), False),
+            ((), (), False),
+            ((0, 3), (0,), False),
+            ((3, 2), (), False),
+        )
+    ),
+)
+
+
+def _broadcast_infer(x: Array, shape: tuple[int, ...]) -> Sequence[Spec]:
+    if broadcast("broadcast_to", x.shape, shape) != shape:
+        raise ShapeError(f"broadcast_to: shape {x.shape} does not broadcast to shape {shape}")
+    return ((shape, x.dtype),)
+
+
+BROADCAST_TO = Primitive(
+    "broadcast_to",
+    _broadcast_infer,
+    view=lambda x, shape: np.broadcast_to(x, shape),
+    vjp=lambda gy, y, x, shape: (lambda: unbroadcast(gy, x.shape),),
+    linear=(0,),
+    samples=tuple(
+        Sample((Input(shape),), {"shape": to})
+        for shape, to in (((3,), (2, 3)), ((2, 1), (2, 3)), ((), (2, 2)), ((1, 3), (0, 3)))
+    ),
+)
+
+
+# Reshape and transpose: the adjoint is the inverse
+
+
+def same_elements(x: Value, shape: tuple[int, ...]) -> Any:
+    """`x` in another shape, row-major; copied first only where its memory is not in that order."""
+    if x.array.shape == shape:
+        return x
+    return apply(RESHAPE, x if x.array.flags.c_contiguous else apply(copy, x), shape=shape)
+
+
+def _reshape_infer(x: Array, shape: tuple[int, ...]) -> Sequence[Spec]:
+    if math.prod(shape) != x.size or min(shape, default=0) < 0:
+        raise ShapeError(
+            f"reshape: shape {x.shape} has {x.size} elements, shape {shape} has {math.prod(shape)}"
+        )
+    return ((shape, x.dtype),)
+
+
+RESHAPE = Primitive(
+    "reshape",
+    _reshape_infer,
+    view=lambda x, shape: x.reshape(shape),
+    vjp=lambda gy, y, x, shape: (lambda: same_elements(gy, x.shape),),
+    linear=(0,),
+    samples=tuple(
+        Sample((Input(shape),), {"shape": to}) for shape, to in (((2, 3), (6,)), ((), (1, 1)), ((0, 2), (0,)))
+    ),
+)
+
+
+def _transpose_infer(x: Array, axes: tuple[int, ...]) -> Sequence[Spec]:
+    if sorted(axes) != list(range(x.ndim)):
+        raise ShapeError(f"transpose: axes {axes} are no permutation of the {x.ndim} axes of shape {x.shape}")
+    return ((tuple(x.shape[a] for a in axes), x.dtype),)
+
+
+TRANSPOSE = Primitive(
+    "transpose",
+    _transpose_infer,
+    view=lambda x, axes: x.transpose(axes),
+    vjp=lambda gy, y, x, axes: (lambda: apply(TRANSPOSE, gy, axes=tuple(np.argsort(axes).tolist())),),
+    linear=(0,),
+    samples=(Sample((Input((2, 3)),), {"axes": (1, 0)}), Sample((Input((2, 1, 3)),), {"axes": (2, 0, 1)})),
+)
+
+
+# Slice and its adjoint, which puts the slice back into zeros
+
+
+def _slice_infer(x: Array, key: tuple[Any, ...]) -> Sequence[Spec]:
+    try:
+        return ((x[key].shape, x.dtype),)
+    except IndexError as error:
+        raise ShapeError(f"index: {error} (shape {x.shape})") from None
+
+
+def _unslice_kernel(outs: Sequence[Array], gy: Array, key: tuple[Any, ...], shape: tuple[int, ...]) -> None:
+    outs[0].fill(0)
+    outs[0][key] = gy
+
+
+_KEYS: tuple[tuple[tuple[int, ...], tuple[Any, ...]], ...] = (
+    ((3, 4), (1, ...)),
+    ((3, 4), (slice(None, None, -2), None, ..., slice(1, 3))),
+    ((3, 4), (slice(2, 2), ...)),
+    ((2, 3), (1, -1, ...)),
+)
+SLICE = Primitive(
+    "slice",
+    _slice_infer,
+    view=lambda x, key: x[key],
+    vjp=lambda gy, y, x, key: (lambda: apply(UNSLICE, gy, key=key, shape=x.shape),),
+    linear=(0,),
+    samples=tuple(Sample((Input(shape),), {"key": key}) for shape, key in _KEYS),
+)
+UNSLICE = Primitive(
+    "unslice",
+    lambda gy, key, shape: ((shape, gy.dtype),),
+    kernel=_unslice_kernel,
+    vjp=lambda gy, y, x, key, shape: (lambda: apply(SLICE, gy, key=key),),
+    linear=(0,),
+    samples=tuple(
+        Sample((Input(np.empty(shape)[key].shape),), {"key": key, "shape": shape}) for shape, key in _KEYS
+    ),
+)
+
+
+# Take along an axis and its adjoint, which adds into zeros
+
+
+def _take_infer(x: Array, indices: Array, axis: int) -> Sequence[Spec]:
+    if indices.dtype.kind not in "iu":
+        raise ShapeError(f"take: indices have dtype {indices.dtype}, expected integers")
+    check_indices("take", indices, x.shape[axis])
+    return ((x.shape[:axis] + indices.shape + x.shape[axis + 1 :], x.dtype),)
+
+
+def check_indices(name: str, indices: Array, size: int) -> None:
+    """Raise `ShapeError` for an index outside -size .. size - 1, naming it."""
+    if indices.size and (indices.min() < -size or indices.max() >= size):
+        wrong = indices[(indices < -size) | (indices >= size)].flat[0]
+        raise ShapeError(f"{name}: index {wrong} is out of range for an axis of size {size}")
+
+
+def _take_kernel(outs: Sequence[Array], x: Array, indices: Array, axis: int) -> None:
+    # "wrap" is right for the negative indices that passed the range check, and does not buffer as "raise" does
+    np.take(x, indices, axis, out=outs[0], mode="wrap")
+
+
+def _scatter_kernel(outs: Sequence[Array], gy: Array, indices: Array, axis: int, shape: tuple[int, ...]) -> None:
+    outs[0].fill(0)
+    np.add.at(outs[0], (slice(None),) * axis + (indices,), gy)
+
+
+_TAKES = (((4, 3), (2,), 0), ((2, 4), (2, 2), 1), ((5,), (), 0), ((3, 2), (0,), 0))
+TAKE = Primitive(
+    "take",
+    _take_infer,
+    kernel=_take_kernel,
+    vjp=lambda gy, y, x, indices, axis: (
+        lambda: apply(SCATTER, gy, indices, axis=axis, shape=x.shape),
+        None,
+    ),
+    linear=(0,),
+    samples=tuple(
+        Sample((Input(shape), Input(indices, "index", high=shape[axis])), {"axis": axis})
+        for shape, indices, axis in _TAKES
+    ),
+)
+SCATTER = Primitive(
+    "scatter",
+    lambda gy, indices, axis, shape: ((shape, gy.dtype),),
+    kernel=_scatter_kernel,
+    vjp=lambda gy, y, x, indices, axis, shape: (lambda: apply(TAKE, gy, indices, axis=axis), None),
+    linear=(0,),
+    flops=lambda gy, indices, axis, shape: gy.size,
+    samples=tuple(
+        Sample(
+            (Input(shape[:axis] + indices + shape[axis + 1 :]), Input(indices, "index", high=shape[axis])),
+            {"axis": axis, "shape": shape},
+        )
+        for shape, indices, axis in _TAKES
+    ),
+)
+
+
+# Matrix product: linear in each factor
+
+
+def _matmul_infer(a: Array, b: Array) -> Sequence[Spec]:
+    check_float("matmul", a)
+    check_float("matmul", b)
+    if a.shape[-1] != b.shape[-2]:
+        raise ShapeError(
+            f"matmul: shapes {a.shape} and {b.shape}: {a.shape[-1]} columns meet {b.shape[-2]} rows"
+        )
+    stack = a.shape[:-2]
+    if stack != b.shape[:-2]:
+        stack = broadcast("matmul", a.shape[:-2], b.shape[:-2])
+    return (((*stack, a.shape[-2], b.shape[-1]), a.dtype),)
+
+
+def swapped(x: Value) -> Any:
+    """`x` with its last two axes swapped."""
+    n = x.array.ndim
+    return apply(TRANSPOSE, x, axes=(*range(n - 2), n - 1, n - 2))
+
+
+MATMUL = Primitive(
+    "matmul",
+    _matmul_infer,
+    kernel=lambda outs, a, b: np.matmul(a, b, out=outs[0]),  # type: ignore[arg-type, return-value]
+    vjp=lambda gy, y, a, b: (
+        lambda: unbroadcast(apply(MATMUL, gy, swapped(b)), a.shape),
+        lambda: unbroadcast(apply(MATMUL, swapped(a), gy), b.shape),
+    ),
+    linear=(0, 1),
+    smooth=True,
+    flops=lambda a, b: 2 * a.size * b.shape[-1] * math.prod(b.shape[:-2]) // max(math.prod(a.shape[:-2]), 1)
+    if a.ndim < b.ndim
+    else 2 * a.size * b.shape[-1],
+    samples=tuple(
+        Sample((Input(a), Input(b)))
+        for a, b in (
+            ((2, 3), (3, 4)),
+            ((2, 0), (0, 3)),
+            ((2, 2, 3), (3, 2)),
+            ((2, 1, 2, 3), (3, 3, 1)),
+            ((1, 1), (1, 1)),
+        )
+    ),
+)

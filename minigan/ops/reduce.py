@@ -1,0 +1,368 @@
+"""Operations along axes: extremes, moments, log-sum-exp and softmax, norms, cumulative sums, sorting."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from minigan.backend import Array
+from minigan.errors import DTypeError, ShapeError
+from minigan.linear import Axis, axes_of, reduced, spread
+from minigan.ops.elementwise import sqrt
+from minigan.pointwise import check_float
+from minigan.tape import Input, Primitive, Sample, Spec, apply, same_spec
+from minigan.tensor import Tensor, TensorLike, lift, mean, sum, where
+
+_AXES = (((2, 3), (1,), False), ((3, 2), (0,), True), ((2, 2, 3), (0, 2), False), ((4,), (0,), False))
+EDGES = (0.0, -0.0, 1e-40, 1e4, -1e4, math.inf, -math.inf, math.nan)
+
+
+def _infer_reduction(name: str, empty: bool = True) -> Callable[..., Sequence[Spec]]:
+    def infer(x: Array, axes: tuple[int, ...], keepdims: bool) -> Sequence[Spec]:
+        check_float(name, x)
+        if not empty and any(x.shape[a] == 0 for a in axes):
+            raise ShapeError(f"{name}: shape {x.shape} has no elements along axes {axes}")
+        return ((reduced(x.shape, axes, keepdims), x.dtype),)
+
+    return infer
+
+
+def _reduction_samples(kink: Callable[..., Any] | None = None, low: float = -2.0) -> tuple[Sample, ...]:
+    return tuple(
+        Sample((Input(shape, low=low),), {"axes": axes, "keepdims": keepdims}, kink, EDGES)
+        for shape, axes, keepdims in _AXES
+    )
+
+
+def _nearest_gap(x: Array) -> Any:
+    """The smallest difference between any two elements: extremes and orders do not change within half of it."""
+    return np.diff(np.sort(x, axis=None))
+
+
+# Extremes
+
+
+def _extreme_vjp(gy: Any, y: Any, x: Any, axes: tuple[int, ...], keepdims: bool) -> Any:
+    def gx() -> Tensor:
+        chosen = (x == spread(y, x.shape, axes)).astype(x.dtype)
+        return chosen * spread(gy, x.shape, axes) / spread(sum(chosen, axes), x.shape, axes)
+
+    return (gx,)
+
+
+def _extreme(name: str, ufunc: Callable[..., Any]) -> Primitive:
+    return Primitive(
+        name,
+        _infer_reduction(name, empty=False),
+        kernel=lambda outs, x, axes, keepdims: ufunc(x, axes, keepdims=keepdims, out=outs[0]),
+        vjp=_extreme_vjp,
+        flops=lambda x, axes, keepdims: x.size,
+        samples=_reduction_samples(_nearest_gap),
+    )
+
+
+_max = _extreme("max", np.max)
+_min = _extreme("min", np.min)
+
+
+def max(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
+    """The largest element along axes; NaN if one is. Tied elements share the derivative equally.
+
+    `ShapeError` over an axis of size 0.
+    """
+    x = lift(x)
+    return apply(_max, x, axes=axes_of("max", axis, x.ndim), keepdims=keepdims)  # type: ignore[no-any-return]
+
+
+def min(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
+    """The smallest element along axes; NaN if one is. Tied elements share the derivative equally.
+
+    `ShapeError` over an axis of size 0.
+    """
+    x = lift(x)
+    return apply(_min, x, axes=axes_of("min", axis, x.ndim), keepdims=keepdims)  # type: ignore[no-any-return]
+
+
+def _infer_argmax(x: Array, axis: int) -> Sequence[Spec]:
+    check_float("argmax", x)
+    if x.shape[axis] == 0:
+        raise ShapeError(f"argmax: shape {x.shape} has no elements along axis {axis}")
+    return ((reduced(x.shape, (axis,), False), np.int64),)
+
+
+_argmax = Primitive(
+    "argmax",
+    _infer_argmax,
+    kernel=lambda outs, x, axis: np.argmax(x, axis, out=outs[0]),
+    flops=lambda x, axis: x.size,
+    samples=(Sample((Input((2, 3)),), {"axis": 1}),),
+)
+
+
+def argmax(x: TensorLike, axis: int | None = None) -> Tensor:
+    """The int64 position of the largest element along an axis, or in the flattened array; the first one of a tie."""
+    x = lift(x)
+    if axis is None:
+        x, axis = x.reshape(-1), 0
+    return apply(_argmax, x, axis=axes_of("argmax", axis, x.ndim)[0])  # type: ignore[no-any-return]
+
+
+# Moments
+
+
+def var(x: TensorLike, axis: Axis = None, keepdims: bool = False, correction: float = 0.0) -> Tensor:
+    """The variance Σ (x - mean)² / (n - correction) over axes; correction 1 is the unbiased estimate."""
+    x = lift(x)
+    count = math.prod(x.shape[a] for a in axes_of("var", axis, x.ndim))
+    if count <= correction:
+        raise ShapeError(f"var: {count} elements with correction {correction} have no variance (shape {x.shape})")
+    centred = x - mean(x, axis, keepdims=True)
+    return sum(centred * centred, axis, keepdims) * (1.0 / (count - correction))
+
+
+def std(x: TensorLike, axis: Axis = None, keepdims: bool = False, correction: float = 0.0) -> Tensor:
+    """The square root of `var`."""
+    return sqrt(var(x, axis, keepdims, correction))
+
+
+# Log-sum-exp and softmax
+
+
+def _shift(x: Array, axes: tuple[int, ...]) -> Array:
+    """The maximum along axes where it is finite, else 0: subtracting it prevents overflow and never makes a NaN."""
+    top: Array = np.max(x, axes, keepdims=True, initial=-math.inf)
+    return np.where(np.isfinite(top), top, x.dtype.type(0))
+
+
+def _logsumexp_kernel(outs: Sequence[Array], x: Array, axes: tuple[int, ...], keepdims: bool) -> None:
+    with np.errstate(all="ignore"):
+        top = _shift(x, axes)
+        total = np.sum(np.exp(x - top), axes, keepdims=True)
+        outs[0][...] = (np.log(total) + top).reshape(outs[0].shape)
+
+
+_logsumexp = Primitive(
+    "logsumexp",
+    _infer_reduction("logsumexp"),
+    kernel=_logsumexp_kernel,
+    vjp=lambda gy, y, x, axes, keepdims: (lambda: spread(gy, x.shape, axes) * softmax(x, axes),),
+    smooth=True,
+    flops=lambda x, axes, keepdims: 3 * x.size,
+    samples=_reduction_samples(),
+)
+
+
+def logsumexp(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
+    """log Σ e^x along axes without overflow; -inf where all are -inf or there is nothing; derivative softmax.
+
+    >>> import minigan as mg
+    >>> mg.ops.logsumexp(mg.tensor([1e4, 1e4])).numpy().round(3)
+    np.float32(10000.693)
+    """
+    x = lift(x)
+    return apply(_logsumexp, x, axes=axes_of("logsumexp", axis, x.ndim), keepdims=keepdims)  # type: ignore[no-any-return]
+
+
+def _softmax_infer(x: Array, axes: tuple[int, ...]) -> Sequence[Spec]:
+    check_float("softmax", x)
+    return ((x.shape, x.dtype),)
+
+
+def _softmax_kernel(outs: Sequence[Array], x: Array, axes: tuple[int, ...]) -> None:
+    with np.errstate(all="ignore"):
+        e = np.exp(x - _shift(x, axes))
+        total = np.sum(e, axes, keepdims=True)
+        np.divide(e, np.where(total == 0, x.dtype.type(1), total), out=outs[0])
+
+
+def _softmax_vjp(gy: Any, y: Any, x: Any, axes: tuple[int, ...]) -> Any:
+    return (lambda: y * (gy - sum(gy * y, axes, keepdims=True)),)
+
+
+_softmax = Primitive(
+    "softmax",
+    _softmax_infer,
+    kernel=_softmax_kernel,
+    vjp=_softmax_vjp,
+    smooth=True,
+    flops=lambda x, axes: 4 * x.size,
+    samples=tuple(Sample((Input(s),), {"axes": axes}, None, EDGES) for s, axes, _ in _AXES),
+)
+
+
+def softmax(x: TensorLike, axis: Axis = -1) -> Tensor:
+    """e^x / Σ e^x along axes; where all entries are -inf (a fully masked row) the result and its derivative are 0."""
+    x = lift(x)
+    return apply(_softmax, x, axes=axes_of("softmax", axis, x.ndim))  # type: ignore[no-any-return]
+
+
+def log_softmax(x: TensorLike, axis: Axis = -1) -> Tensor:
+    """x - logsumexp(x) along axes."""
+    x = lift(x)
+    return x - logsumexp(x, axis, keepdims=True)
+
+
+# Norm
+
+
+def _norm_kernel(outs: Sequence[Array], x: Array, axes: tuple[int, ...], keepdims: bool) -> None:
+    # Scaled by the largest entry, because the squares of float32 entries below 1e-23 or above 1e19 leave its range.
+    with np.errstate(all="ignore"):
+        top: Array = np.max(np.abs(x), axes, keepdims=True, initial=0)
+        scale = np.where(np.isfinite(top) & (top > 0), top, x.dtype.type(1))
+        ratio = x / scale
+        outs[0][...] = (np.sqrt(np.sum(ratio * ratio, axes, keepdims=True)) * scale).reshape(outs[0].shape)
+
+
+def _norm_vjp(gy: Any, y: Any, x: Any, axes: tuple[int, ...], keepdims: bool) -> Any:
+    def gx() -> Tensor:
+        length = spread(y, x.shape, axes)
+        direction = where(length == 0, 0.0, x / where(length == 0, 1.0, length))
+        return spread(gy, x.shape, axes) * direction
+
+    return (gx,)
+
+
+_norm = Primitive(
+    "norm",
+    _infer_reduction("norm"),
+    kernel=_norm_kernel,
+    vjp=_norm_vjp,
+    smooth=True,
+    flops=lambda x, axes, keepdims: 3 * x.size,
+    samples=_reduction_samples(low=0.3),
+)
+
+
+def norm(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
+    """The Euclidean length sqrt(Σ x²) along axes, scaled against overflow and underflow; derivative x / norm, 0 at 0.
+
+    >>> import minigan as mg
+    >>> mg.ops.norm(mg.tensor([3e-30, 4e-30])).item() / 5e-30
+    1.0
+    """
+    x = lift(x)
+    return apply(_norm, x, axes=axes_of("norm", axis, x.ndim), keepdims=keepdims)  # type: ignore[no-any-return]
+
+
+# Cumulative sum: its adjoint runs the other way
+
+
+def _cumsum_kernel(outs: Sequence[Array], x: Array, axis: int, reverse: bool) -> None:
+    order = (slice(None),) * axis + (slice(None, None, -1 if reverse else 1),)
+    np.cumsum(x[order], axis, out=outs[0][order])
+
+
+_cumsum = Primitive(
+    "cumsum",
+    lambda x, axis, reverse: same_spec(x),
+    kernel=_cumsum_kernel,
+    vjp=lambda gy, y, x, axis, reverse: (lambda: apply(_cumsum, gy, axis=axis, reverse=not reverse),),
+    linear=(0,),
+    smooth=True,
+    flops=lambda x, axis, reverse: x.size,
+    samples=tuple(
+        Sample((Input(s),), {"axis": axis, "reverse": reverse})
+        for s, axis, reverse in (((2, 3), 1, False), ((3, 2), 0, True), ((0, 2), 0, False))
+    ),
+)
+
+
+def cumsum(x: TensorLike, axis: int = -1) -> Tensor:
+    """The running sum along an axis."""
+    x = lift(x)
+    check_float("cumsum", x.array)
+    return apply(_cumsum, x, axis=axes_of("cumsum", axis, x.ndim)[0], reverse=False)  # type: ignore[no-any-return]
+
+
+# Sorting: positions without a derivative, then a gather with its adjoint
+
+
+def _argsort_kernel(outs: Sequence[Array], x: Array, axis: int, descending: bool) -> None:
+    outs[0][...] = np.argsort(-x if descending else x, axis, kind="stable")
+
+
+_argsort = Primitive(
+    "argsort",
+    lambda x, axis, descending: ((x.shape, np.int64),),
+    kernel=_argsort_kernel,
+    samples=tuple(Sample((Input((2, 4)),), {"axis": 1, "descending": d}) for d in (False, True)),
+)
+
+
+def _gather_infer(x: Array, indices: Array, axis: int) -> Sequence[Spec]:
+    if indices.dtype.kind not in "iu":
+        raise DTypeError(f"gather: indices have dtype {indices.dtype}, expected integers")
+    if x.ndim != indices.ndim or reduced(x.shape, (axis,), False) != reduced(indices.shape, (axis,), False):
+        raise ShapeError(f"gather: shapes {x.shape} and {indices.shape} differ beside axis {axis}")
+    return ((indices.shape, x.dtype),)
+
+
+def _along(indices: Array, axis: int) -> tuple[Array, ...]:
+    grid = np.ogrid[tuple(slice(n) for n in indices.shape)]
+    return tuple(indices if a == axis else grid[a] for a in range(indices.ndim))
+
+
+def _gather_adjoint_kernel(
+    outs: Sequence[Array], gy: Array, indices: Array, axis: int, shape: tuple[int, ...]
+) -> None:
+    outs[0].fill(0)
+    np.add.at(outs[0], _along(indices, axis), gy)
+
+
+_GATHERS = (((2, 4), (2, 3), 1), ((3, 2), (5, 2), 0))
+_gather = Primitive(
+    "gather",
+    _gather_infer,
+    kernel=lambda outs, x, indices, axis: np.copyto(outs[0], x[_along(indices, axis)]),
+    vjp=lambda gy, y, x, indices, axis: (
+        lambda: apply(_gather_adjoint, gy, indices, axis=axis, shape=x.shape),
+        None,
+    ),
+    linear=(0,),
+    samples=tuple(
+        Sample((Input(s), Input(i, "index", high=s[axis])), {"axis": axis}) for s, i, axis in _GATHERS
+    ),
+)
+_gather_adjoint = Primitive(
+    "gather_adjoint",
+    lambda gy, indices, axis, shape: ((shape, gy.dtype),),
+    kernel=_gather_adjoint_kernel,
+    vjp=lambda gy, y, x, indices, axis, shape: (lambda: apply(_gather, gy, indices, axis=axis), None),
+    linear=(0,),
+    flops=lambda gy, indices, axis, shape: gy.size,
+    samples=tuple(
+        Sample((Input(i), Input(i, "index", high=s[axis])), {"axis": axis, "shape": s}) for s, i, axis in _GATHERS
+    ),
+)
+
+
+def argsort(x: TensorLike, axis: int = -1, descending: bool = False) -> Tensor:
+    """The int64 positions that sort x along an axis; ties keep their order, NaN comes last."""
+    x = lift(x)
+    check_float("argsort", x.array)
+    return apply(_argsort, x, axis=axes_of("argsort", axis, x.ndim)[0], descending=descending)  # type: ignore[no-any-return]
+
+
+def sort(x: TensorLike, axis: int = -1, descending: bool = False) -> Tensor:
+    """x in order along an axis, NaN last; the derivative goes back to where each element came from."""
+    x = lift(x)
+    positions = argsort(x, axis, descending)
+    return apply(_gather, x, positions, axis=axes_of("sort", axis, x.ndim)[0])  # type: ignore[no-any-return]
+
+
+def topk(x: TensorLike, k: int, axis: int = -1) -> tuple[Tensor, Tensor]:
+    """The k largest elements along an axis, in descending order, and their int64 positions.
+
+    >>> import minigan as mg
+    >>> values, positions = mg.ops.topk(mg.tensor([1.0, 3.0, 2.0]), 2)
+    >>> values.numpy(), positions.numpy()
+    (array([3., 2.], dtype=float32), array([1, 2]))
+    """
+    x = lift(x)
+    (axis,) = axes_of("topk", axis, x.ndim)
+    if not 0 <= k <= x.shape[axis]:
+        raise ShapeError(f"topk: k = {k}, but axis {axis} of shape {x.shape} has {x.shape[axis]} elements")
+    positions = argsort(x, axis, descending=True)[(slice(None),) * axis + (slice(k),)]
+    return apply(_gather, x, positions, axis=axis), positions

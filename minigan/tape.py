@@ -1,0 +1,491 @@
+"""The engine: `apply` computes and records, `grad` walks back. Everything else in the package is built on these two.
+
+Every computation on arrays is one call of `apply(primitive, *inputs, **attributes)`. It infers shapes, allocates
+the outputs, runs the primitive's kernel and, unless recording is off, attaches a `Node` to each output. `grad` visits
+the nodes between outputs and inputs in reverse order and calls each primitive's derivative rule. The rules are
+written in the same operations, so a gradient computed with `create_graph=True` is itself recorded, and derivatives of
+any order follow.
+"""
+
+import itertools
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from minigan.backend import FLOATS, Array, empty
+from minigan.errors import DTypeError, GraphError, ShapeError
+
+Spec = tuple[tuple[int, ...], Any]  # shape and dtype of one output
+Thunk = Callable[[], "Value"] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """How to draw one input of a sample: a shape, a kind and a range.
+
+    kind: "float", "bool", "index" (integers from 0 to high - 1) or "counter" (unsigned words).
+    """
+
+    shape: tuple[int, ...]
+    kind: str = "float"
+    low: float = -2.0
+    high: float = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One way to call a primitive, from which tests, docs and benchmarks make their calls.
+
+    kink: maps the input arrays to signed distances from the nearest kink or pole; differences are taken only
+        where all of them are well away from zero.
+    edges: special values that every input is also tried with (value and finiteness, not differences).
+    """
+
+    inputs: tuple[Input, ...]
+    attributes: dict[str, Any] = field(default_factory=dict)
+    kink: Callable[..., Any] | None = None
+    edges: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Primitive:
+    """One operation: how to compute it, how to differentiate it, how to try it.
+
+    Attributes:
+        name: as in error messages and listings.
+        infer: `infer(*arrays, **attributes)` gives a (shape, dtype) per output and raises `ShapeError` or
+            `DTypeError`; it reads only shapes and dtypes (and index values).
+        kernel: `kernel(outs, *arrays, **attributes)` writes into `outs`; it never raises and never writes to an input
+            that is not donated.
+        view: in place of a kernel: `view(array, **attributes)` gives the output as a view of the only input.
+        vjp: `vjp(gy, y, *inputs, **attributes)` returns a thunk per input that gives its cotangent, or `None` where
+            there is no derivative. Only the thunks that are needed are called. With several outputs `gy` and `y` are
+            tuples.
+        reference: the same function composed of other operations. Where there is no `vjp`, derivatives come from it;
+            the tests compare the kernel with it.
+        donates: inputs 0 to `donates - 1` are overwritten by the outputs of the same number (optimiser state).
+        linear: the inputs in which the operation is linear (the tests check the adjoint identity).
+        smooth: infinitely differentiable on its samples, so the tests also check order three.
+        flops: `flops(*arrays, **attributes)`, floating point operations of one call.
+        samples: ways to call it.
+        formula: the scalar formula, if the operation is pointwise.
+    """
+
+    name: str
+    infer: Callable[..., Sequence[Spec]]
+    kernel: Callable[..., None] | None = None
+    view: Callable[..., Array] | None = None
+    vjp: Callable[..., Sequence[Thunk]] | None = None
+    reference: Callable[..., "Value"] | None = None
+    donates: int = 0
+    linear: tuple[int, ...] = ()
+    smooth: bool = False
+    flops: Callable[..., int] = lambda *arrays, **attributes: 0
+    samples: tuple[Sample, ...] = ()
+    formula: Any = None
+
+
+class Storage:
+    """What all tensors over one block of memory share: a count of in-place changes, and a lock on a caller's array."""
+
+    __slots__ = ("_lock", "shared", "version")
+
+    def __init__(self, shared: Array | None = None) -> None:
+        self.version = 0
+        self.shared = shared  # the caller's own array, if this memory is the caller's
+        self._lock: weakref.ref[_Lock] | None = None
+
+    def lock(self) -> "_Lock":
+        """The lock that keeps the caller's array read-only for as long as somebody holds it."""
+        lock = self._lock() if self._lock else None
+        if lock is None:
+            assert self.shared is not None  # for mypy: only called on shared memory
+            lock = _Lock(self.shared)
+            self._lock = weakref.ref(lock)
+        return lock
+
+
+class _Lock:
+    __slots__ = ("__weakref__", "array", "was_writeable")
+
+    def __init__(self, array: Array) -> None:
+        self.array, self.was_writeable = array, array.flags.writeable
+        array.flags.writeable = False
+
+    def __del__(self) -> None:
+        if self.was_writeable:
+            self.array.flags.writeable = True
+
+
+class Value:
+    """An array and its place in the graph. `Tensor` adds the operators."""
+
+    __slots__ = ("__weakref__", "array", "index", "node", "storage")
+
+    def __init__(
+        self, array: Array, node: "Node | None" = None, index: int = 0, storage: Storage | None = None
+    ) -> None:
+        self.array = array
+        self.node = node
+        self.index = index  # which output of the node
+        self.storage = Storage() if storage is None else storage
+
+
+class Node:
+    """One recorded call. It refers to its inputs, never to the tensors made from its outputs: no reference cycles."""
+
+    __slots__ = ("attributes", "inputs", "locks", "outs", "primitive", "serial", "storages", "versions")
+
+    def __init__(
+        self,
+        primitive: Primitive,
+        inputs: tuple[Value, ...],
+        attributes: dict[str, Any],
+        outs: Sequence[Array],
+        storages: Sequence[Storage],
+    ) -> None:
+        self.primitive, self.inputs, self.attributes = primitive, inputs, attributes
+        self.outs, self.storages = outs, storages
+        self.versions = [x.storage.version for x in inputs]
+        self.locks = [x.storage.lock() for x in inputs if x.storage.shared is not None]
+        self.serial = next(_serials)
+
+    def check_unchanged(self) -> None:
+        """Raise `GraphError` if an input or output was changed in place since it was recorded."""
+        for position, (x, version) in enumerate(zip(self.inputs, self.versions, strict=True)):
+            if x.storage.version != version:
+                self._stale(f"its input {position}", x.array, x.storage.version - version)
+        for position, (out, storage) in enumerate(zip(self.outs, self.storages, strict=True)):
+            if storage.version != 0 and not self.primitive.view:
+                self._stale(f"its output {position}", out, storage.version)
+
+    def _stale(self, which: str, array: Array, changes: int) -> None:
+        raise GraphError(
+            f"{self.primitive.name}: {which}, shape {array.shape}, was changed in place {changes} time(s) after it"
+            " was recorded, as an optimiser does; take gradients before updating, or compute the outputs again"
+        )
+
+
+class _State(threading.local):
+    recording = True
+
+
+_serials = itertools.count()
+_state = _State()
+
+
+@contextmanager
+def recording(on: bool) -> Iterator[None]:
+    """Switch recording on or off in this thread for the block."""
+    before, _state.recording = _state.recording, on
+    try:
+        yield
+    finally:
+        _state.recording = before
+
+
+def no_grad() -> Any:
+    """A context manager in which nothing is recorded, so that results have no history and no memory is held.
+
+    >>> import minigan as mg
+    >>> x = mg.tensor([1.0, 2.0])
+    >>> with mg.no_grad():
+    ...     y = (x * x).sum()
+    >>> mg.grad(y, x)[0].numpy()
+    array([0., 0.], dtype=float32)
+    """
+    return recording(False)
+
+
+def apply(primitive: Primitive, *inputs: Any, **attributes: Any) -> Any:
+    """Compute `primitive` on tensors: the one gateway of the package.
+
+    Returns a tensor of the inputs' type, or a tuple of them for several outputs. Errors are those of the
+    primitive's `infer`.
+    """
+    arrays = [x.array for x in inputs]
+    specs = primitive.infer(*arrays, **attributes)
+    make = type(inputs[0])
+    if primitive.donates:
+        return _update(primitive, inputs, arrays, specs, attributes)
+    if primitive.view is not None:
+        outs = [primitive.view(arrays[0], **attributes)]
+        storages = [inputs[0].storage]
+    else:
+        outs = [empty(shape, dtype) for shape, dtype in specs]
+        primitive.kernel(outs, *arrays, **attributes)  # type: ignore[misc]
+        storages = [Storage() for _ in outs]
+    node = None
+    if _state.recording and (primitive.vjp is not None or primitive.reference is not None):
+        node = Node(primitive, inputs, attributes, outs, storages)
+    if len(outs) == 1:
+        return make(outs[0], node, 0, storages[0])
+    return tuple(make(out, node, i, storages[i]) for i, out in enumerate(outs))
+
+
+def _update(
+    primitive: Primitive, inputs: Any, arrays: list[Array], specs: Sequence[Spec], attributes: dict[str, Any]
+) -> Any:
+    """Run a primitive whose first inputs are overwritten; the version of each rises."""
+    donated = inputs[: primitive.donates]
+    for position, x in enumerate(donated):
+        if not x.array.flags.writeable:
+            raise GraphError(
+                f"{primitive.name}: input {position}, shape {x.array.shape}, is to be updated in place but is read-only:"
+                " a graph still holds it, or the array it shares is read-only"
+            )
+    primitive.kernel(  # type: ignore[misc]
+        arrays[: primitive.donates] + [empty(*spec) for spec in specs[primitive.donates :]], *arrays, **attributes
+    )
+    for x in donated:
+        x.storage.version += 1
+    return donated
+
+
+def _key(x: Value) -> tuple[int, int]:
+    """What makes two handles the same point of the graph: a leaf is itself, a result is its node's output."""
+    return (id(x), -1) if x.node is None else (id(x.node), x.index)
+
+
+def _as_list(values: Any, what: str) -> list[Any]:
+    result = list(values) if isinstance(values, (list, tuple)) else [values]
+    for value in result:
+        if not isinstance(value, Value):
+            raise GraphError(f"{what}: expected tensors, got {type(value).__name__}")
+    return result
+
+
+def grad(outputs: Any, inputs: Any, cotangents: Any = None, create_graph: bool = False) -> list[Any]:
+    """Derivatives of `outputs` with respect to `inputs`, by reverse-mode differentiation.
+
+    Computes, for every input x, the vector-Jacobian product Σ_k (∂y_k/∂x)ᵀ v_k over outputs y_k and their
+    cotangents v_k (Griewank and Walther, *Evaluating Derivatives*, 2nd ed., §3.2). It changes nothing: calling it twice
+    gives the same bits in memory of its own.
+
+    Args:
+        outputs: a tensor or a sequence of tensors, float.
+        inputs: a tensor or a sequence of tensors, leaves or results.
+        cotangents: one tensor per output with its shape and dtype; may be left out (or `None`) where the output is
+            a scalar, shape (), and then stands for 1.
+        create_graph: record the gradient's own computation, so that it can be differentiated again.
+
+    Returns: a list with one tensor per input, of its shape and dtype; zeros for an input that is not used.
+
+    Raises: `ShapeError` for an output that is not a scalar and has no cotangent, or a cotangent of another shape;
+        `DTypeError` for integer tensors; `GraphError` for a tensor that was changed in place since it was recorded.
+
+    >>> import minigan as mg
+    >>> x = mg.tensor([1.0, 2.0, 3.0])
+    >>> g, = mg.grad((x * x * x).sum(), x, create_graph=True)
+    >>> g.numpy()
+    array([ 3., 12., 27.], dtype=float32)
+    >>> mg.grad(g.sum(), x)[0].numpy()
+    array([ 6., 12., 18.], dtype=float32)
+    """
+    outs, targets = _as_list(outputs, "grad: outputs"), _as_list(inputs, "grad: inputs")
+    for x in itertools.chain(outs, targets):
+        if x.array.dtype not in FLOATS:
+            raise DTypeError(f"grad: a tensor of dtype {x.array.dtype} has no derivative; use .astype before it")
+    if cotangents is None:
+        seeds: list[Any] = [None] * len(outs)
+    else:
+        seeds = list(cotangents) if isinstance(cotangents, (list, tuple)) else [cotangents]
+    if len(seeds) != len(outs):
+        raise ShapeError(f"grad: {len(outs)} outputs but {len(seeds)} cotangents")
+    seeds = [_seed(y, v) for y, v in zip(outs, seeds, strict=True)]
+    with recording(create_graph):
+        return _own_memory(_backward(outs, targets, seeds), targets, seeds)
+
+
+def _seed(y: Value, v: Any) -> Value:
+    if v is None:
+        if y.array.ndim:
+            raise ShapeError(
+                f"grad: an output of shape {y.array.shape} is not a scalar: sum it, or pass cotangents of its shape"
+            )
+        return type(y)(np.ones((), y.array.dtype))
+    if not isinstance(v, Value):
+        v = type(y)(np.array(v, y.array.dtype))
+    if v.array.shape != y.array.shape:
+        raise ShapeError(f"grad: an output of shape {y.array.shape} has a cotangent of shape {v.array.shape}")
+    if v.array.dtype != y.array.dtype:
+        raise DTypeError(f"grad: an output of dtype {y.array.dtype} has a cotangent of dtype {v.array.dtype}")
+    return v
+
+
+def _backward(outs: list[Any], targets: list[Any], seeds: list[Any], cut: bool = False) -> list[Any]:
+    """Cotangents of the targets (`None` where unused). With `cut`, what lies behind a target is not visited."""
+    wanted = {_key(x) for x in targets}
+    order = _needed_nodes(outs, wanted, cut)
+    needed = {id(node) for node in order}
+    found: dict[tuple[int, int], Any] = {}
+
+    def add(x: Value, gx: Any) -> None:
+        key = _key(x)
+        found[key] = found[key] + gx if key in found else gx
+
+    for y, v in zip(outs, seeds, strict=True):
+        add(y, v)
+    for node in reversed(order):
+        keys = [(id(node), i) for i in range(len(node.outs))]
+        # A target's cotangent stays; any other is dropped as soon as it is used, to free its memory.
+        gys = [found.get(key) if key in wanted else found.pop(key, None) for key in keys]
+        if all(gy is None for gy in gys):
+            continue
+        node.check_unchanged()
+        make = type(node.inputs[0])
+        ys = [make(out, node, i, node.storages[i]) for i, out in enumerate(node.outs)]
+        gys = [make(np.zeros_like(y.array)) if gy is None else gy for gy, y in zip(gys, ys, strict=True)]
+        gy, y = (gys[0], ys[0]) if len(ys) == 1 else (tuple(gys), tuple(ys))
+        rule = node.primitive.vjp or _rule_of_reference(node.primitive)
+        for x, thunk in zip(node.inputs, rule(gy, y, *node.inputs, **node.attributes), strict=True):
+            if thunk is not None and (_key(x) in wanted or (x.node is not None and id(x.node) in needed)):
+                add(x, thunk())
+    return [found.get(_key(x)) for x in targets]
+
+
+def _needed_nodes(outs: list[Any], wanted: set[tuple[int, int]], cut: bool) -> list[Node]:
+    """The nodes between `outs` and the wanted points, in the order they were recorded."""
+    stack = [y.node for y in outs if y.node is not None]
+    seen: dict[int, Node] = {}
+    while stack:
+        node = stack.pop()
+        if id(node) in seen:
+            continue
+        seen[id(node)] = node
+        for x in node.inputs:
+            if x.node is not None and id(x.node) not in seen and not (cut and _key(x) in wanted):
+                stack.append(x.node)
+    needed: dict[int, Node] = {}
+    for node in sorted(seen.values(), key=lambda node: node.serial):
+        if any(_key(x) in wanted or (x.node is not None and id(x.node) in needed) for x in node.inputs):
+            needed[id(node)] = node
+    return list(needed.values())
+
+
+def _rule_of_reference(primitive: Primitive) -> Callable[..., Sequence[Thunk]]:
+    """A derivative rule for a primitive that has none: differentiate its reference composition."""
+
+    def rule(gy: Any, y: Any, *inputs: Any, **attributes: Any) -> Sequence[Thunk]:
+        found: list[Any] = []
+
+        def cotangent(position: int) -> Any:
+            if not found:
+                with recording(True):
+                    # Handles of their own, so that the walk ends at the inputs and not at what they came from.
+                    handles = [apply(alias, x) for x in inputs]
+                    out = primitive.reference(*handles, **attributes)  # type: ignore[misc]
+                found.extend(_backward([out], handles, [gy], cut=True))
+            x, gx = inputs[position], found[position]
+            return type(x)(np.zeros_like(x.array)) if gx is None else gx
+
+        return [
+            (lambda i=i: cotangent(i)) if x.array.dtype in FLOATS else None for i, x in enumerate(inputs)
+        ]
+
+    return rule
+
+
+def _own_memory(results: list[Any], targets: list[Any], seeds: list[Any]) -> list[Any]:
+    """Give every result memory that nothing else holds: not another result, not the caller's cotangent."""
+    taken = {id(v.array) for v in seeds}
+    owned = []
+    for x, gx in zip(targets, results, strict=True):
+        if gx is None:
+            gx = type(x)(np.zeros_like(x.array))
+        elif id(gx.array) in taken or gx.array.base is not None:
+            gx = apply(copy, gx)
+        taken.add(id(gx.array))
+        owned.append(gx)
+    return owned
+
+
+def same_spec(x: Array, **attributes: Any) -> Sequence[Spec]:
+    """The shape rule of an operation whose output looks like its input."""
+    return ((x.shape, x.dtype),)
+
+
+_ANY = (Sample((Input((2, 3)),)), Sample((Input(()),)), Sample((Input((0, 2)),)))
+
+alias = Primitive(
+    "alias", same_spec, view=lambda x: x[...], vjp=lambda gy, y, x: (lambda: gy,), linear=(0,), samples=_ANY
+)
+copy = Primitive(
+    "copy",
+    same_spec,
+    kernel=lambda outs, x: np.copyto(outs[0], x),
+    vjp=lambda gy, y, x: (lambda: gy,),
+    linear=(0,),
+    samples=_ANY,
+)
+
+
+def vjp(f: Callable[..., Any], *inputs: Any) -> tuple[Any, Callable[..., list[Any]]]:
+    """The value of `f(*inputs)` and the function that pulls cotangents back through it.
+
+    `pull(v)` returns a list with Σ_k (∂y_k/∂x)ᵀ v_k for each input x; it takes one cotangent per output of `f`,
+    shaped as that output. It may be called any number of times.
+
+    >>> import minigan as mg
+    >>> y, pull = mg.vjp(lambda x, w: x * w, mg.tensor([1.0, 2.0]), mg.tensor([3.0, 4.0]))
+    >>> [g.numpy().tolist() for g in pull(mg.tensor([1.0, 10.0]))]
+    [[3.0, 40.0], [1.0, 20.0]]
+    """
+    with recording(True):
+        handles = [apply(alias, x) for x in _as_list(list(inputs), "vjp: inputs")]
+        y = f(*handles)
+    outs = _as_list(y, "vjp: the result of f")
+
+    def pull(*cotangents: Any) -> list[Any]:
+        return grad(outs, handles, cotangents, create_graph=_state.recording)
+
+    return y, pull
+
+
+def jvp(f: Callable[..., Any], inputs: Any, tangents: Any) -> tuple[Any, Any]:
+    """The value of `f(*inputs)` and its directional derivative Σ_i (∂y/∂x_i) t_i along `tangents`.
+
+    Computed by two reverse passes: the pullback u ↦ Jᵀu is linear in u, and its own pullback is t ↦ Jt
+    (J. Townsend, "A new trick for calculating Jacobian vector products", 2017).
+
+    `inputs` and `tangents` are tensors, or sequences of the same length; the derivative has the form of `f`'s
+    result.
+
+    >>> import minigan as mg
+    >>> y, dy = mg.jvp(lambda x: x * x, mg.tensor(3.0), mg.tensor(1.0))
+    >>> y.item(), dy.item()
+    (9.0, 6.0)
+    """
+    xs, ts = _as_list(inputs, "jvp: inputs"), _as_list(tangents, "jvp: tangents")
+    if len(xs) != len(ts):
+        raise ShapeError(f"jvp: {len(xs)} inputs but {len(ts)} tangents")
+    create_graph = _state.recording
+    y, pull = vjp(f, *xs)
+    outs = _as_list(y, "jvp: the result of f")
+    with recording(True):
+        us = [type(out)(np.zeros_like(out.array)) for out in outs]
+        pulled = pull(*us)
+    dys = grad(pulled, us, ts, create_graph=create_graph)
+    return y, (type(y)(dys) if isinstance(y, (list, tuple)) else dys[0])
+
+
+def hvp(f: Callable[..., Any], inputs: Any, vectors: Any) -> list[Any]:
+    """Hessian-vector products of a scalar function: Σ_j (∂²f/∂x_i∂x_j) v_j for each input x_i.
+
+    Reverse over reverse (Pearlmutter 1994, "Fast exact multiplication by the Hessian"); the Hessian is never formed.
+
+    >>> import minigan as mg
+    >>> mg.hvp(lambda x: (x * x * x).sum(), mg.tensor([1.0, 2.0]), mg.tensor([1.0, 1.0]))[0].numpy()
+    array([ 6., 12.], dtype=float32)
+    """
+    xs, vs = _as_list(inputs, "hvp: inputs"), _as_list(vectors, "hvp: vectors")
+    create_graph = _state.recording
+    with recording(True):
+        handles = [apply(alias, x) for x in xs]
+        first = grad(f(*handles), handles, create_graph=True)
+    return grad(first, handles, vs, create_graph=create_graph)

@@ -1,0 +1,586 @@
+"""`Tensor`: an array with NumPy's operators and a history, and what its operators and all derivative rules call:
+arithmetic and comparison, and the functions over the linear primitives. Every other operation is in `minigan.ops`.
+"""
+
+
+
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any, Union
+
+import numpy as np
+
+from minigan.backend import FLOATS, KINDS, Array, device_name, native
+from minigan.errors import DTypeError, ShapeError
+from minigan.kernels import formula as fm
+from minigan.linear import CAST, MATMUL, SLICE, SUM, TAKE, TRANSPOSE, Axis, axes_of, expand, same_elements, unbroadcast
+from minigan.pointwise import broadcast, pointwise
+from minigan.tape import Input, Primitive, Sample, Spec, Storage, Value, apply
+
+TensorLike = Union["Tensor", Array, np.generic, float, int]
+
+
+class Tensor(Value):
+    """An array with a history. Make one with `minigan.tensor` or `minigan.asarray`.
+
+    Operators broadcast and promote as NumPy 2's: float32 with float64 gives float64, Python numbers take the other
+    operand's dtype. Tensors are immutable to their users; only optimisers change them in place.
+
+    >>> import minigan as mg
+    >>> x = mg.tensor([[1.0, 2.0], [3.0, 4.0]])
+    >>> (x @ x + 1).numpy()
+    array([[ 8., 11.],
+           [16., 23.]], dtype=float32)
+    """
+
+    __slots__ = ()
+    __array_ufunc__ = None  # NumPy arrays on the left hand side leave the operation to us
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The size along each axis."""
+        return self.array.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The NumPy dtype."""
+        return self.array.dtype
+
+    @property
+    def ndim(self) -> int:
+        """The number of axes."""
+        return self.array.ndim
+
+    @property
+    def size(self) -> int:
+        """The number of elements."""
+        return self.array.size
+
+    @property
+    def device(self) -> str:
+        """Where the array lives: `"cpu"`."""
+        return "cpu"
+
+    def numpy(self) -> Array:
+        """A read-only view of the array. An optimiser's later step shows in it; copy what is to be kept."""
+        view = self.array.view()
+        view.flags.writeable = False
+        return view
+
+    def item(self) -> Any:
+        """The only element, as a Python number; `ShapeError` if there is not exactly one."""
+        if self.array.size != 1:
+            raise ShapeError(f"item: a tensor of shape {self.shape} has {self.size} elements, not one")
+        return self.array.item()
+
+    def detach(self) -> "Tensor":
+        """The same memory without the history: a leaf."""
+        return Tensor(self.array, storage=self.storage)
+
+    def astype(self, dtype: Any) -> "Tensor":
+        """This tensor in another dtype, differentiable between float dtypes."""
+        return cast(self, dtype)
+
+    def reshape(self, *shape: Any) -> "Tensor":
+        """See `minigan.ops.reshape`; takes the sizes as arguments or as one tuple."""
+        return reshape(self, shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape)
+
+    def transpose(self, *axes: Any) -> "Tensor":
+        """See `minigan.ops.transpose`; takes the axes as arguments or as one tuple; reverses them by default."""
+        return transpose(self, (axes[0] if len(axes) == 1 and not isinstance(axes[0], int) else axes) or None)
+
+    @property
+    def T(self) -> "Tensor":
+        """The axes in reverse order."""
+        return transpose(self)
+
+    @property
+    def mT(self) -> "Tensor":
+        """The last two axes swapped; `ShapeError` with fewer than two."""
+        if self.ndim < 2:
+            raise ShapeError(f"mT: a tensor of shape {self.shape} has fewer than two axes")
+        return transpose(self, (*range(self.ndim - 2), self.ndim - 1, self.ndim - 2))
+
+    def sum(self, axis: Axis = None, keepdims: bool = False) -> "Tensor":
+        """See `minigan.ops.sum`."""
+        return sum(self, axis, keepdims)
+
+    def mean(self, axis: Axis = None, keepdims: bool = False) -> "Tensor":
+        """See `minigan.ops.mean`."""
+        return mean(self, axis, keepdims)
+
+    def __add__(self, other: TensorLike) -> "Tensor":
+        return add(self, other)
+
+    __radd__ = __add__
+
+    def __sub__(self, other: TensorLike) -> "Tensor":
+        return subtract(self, other)
+
+    def __rsub__(self, other: TensorLike) -> "Tensor":
+        return subtract(other, self)
+
+    def __mul__(self, other: TensorLike) -> "Tensor":
+        return multiply(self, other)
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, other: TensorLike) -> "Tensor":
+        return divide(self, other)
+
+    def __rtruediv__(self, other: TensorLike) -> "Tensor":
+        return divide(other, self)
+
+    def __pow__(self, other: TensorLike) -> "Tensor":
+        return power(self, other)
+
+    def __rpow__(self, other: TensorLike) -> "Tensor":
+        return power(other, self)
+
+    def __matmul__(self, other: TensorLike) -> "Tensor":
+        return matmul(self, other)
+
+    def __rmatmul__(self, other: TensorLike) -> "Tensor":
+        return matmul(other, self)
+
+    def __neg__(self) -> "Tensor":
+        return negative(self)
+
+    def __pos__(self) -> "Tensor":
+        return self
+
+    def __abs__(self) -> "Tensor":
+        return absolute(self)
+
+    def __gt__(self, other: TensorLike) -> "Tensor":
+        return greater(self, other)
+
+    def __ge__(self, other: TensorLike) -> "Tensor":
+        return greater_equal(self, other)
+
+    def __lt__(self, other: TensorLike) -> "Tensor":
+        return greater(other, self)
+
+    def __le__(self, other: TensorLike) -> "Tensor":
+        return greater_equal(other, self)
+
+    def __eq__(self, other: object) -> "Tensor":  # type: ignore[override]
+        return equal(self, other)  # type: ignore[arg-type]
+
+    def __ne__(self, other: object) -> "Tensor":  # type: ignore[override]
+        return not_equal(self, other)  # type: ignore[arg-type]
+
+    __hash__ = Value.__hash__  # by identity, as a tensor is a point of a graph
+
+    def __getitem__(self, key: Any) -> "Tensor":
+        return index(self, key)
+
+    def __len__(self) -> int:
+        if not self.ndim:
+            raise TypeError("a tensor of shape () has no length")
+        return self.shape[0]
+
+    def __iter__(self) -> Iterator["Tensor"]:
+        return (self[i] for i in range(len(self)))
+
+    def __bool__(self) -> bool:
+        return bool(self.item())
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        return np.array(self.numpy(), dtype=dtype, copy=copy)
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self.array.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> Any:
+        return self.array.__dlpack_device__()
+
+    def __repr__(self) -> str:
+        return np.array2string(self.array, prefix="Tensor(", separator=", ").join(
+            ("Tensor(", f", dtype={self.dtype})")
+        )
+
+
+def tensor(array: Any, dtype: Any = None, device: str | None = None) -> Tensor:
+    """A leaf tensor with a copy of `array`.
+
+    Args:
+        array: a NumPy array, a tensor, or nested lists of Python numbers (floats become float32).
+        dtype: float32, float64, an integer dtype or bool; by default the array's own.
+        device: `"cpu"` or `None`.
+
+    Raises: `DTypeError` for other dtypes; `DeviceError` for other devices.
+
+    >>> import minigan as mg
+    >>> mg.tensor([1, 2.5])
+    Tensor([1. , 2.5], dtype=float32)
+    """
+    device_name(device)
+    return Tensor(native(array, dtype, copy=True))
+
+
+def asarray(array: Any, dtype: Any = None, device: str | None = None) -> Tensor:
+    """A leaf tensor that shares the memory of a NumPy array where it can (native, aligned, of the dtype wanted).
+
+    While a graph holds the tensor, the array is read-only, so that what was recorded cannot change unseen. A write
+    through another view made earlier, or through a DLPack export, cannot be seen. Arguments and errors as for
+    `tensor`; a tensor is returned as it is if its dtype is the one wanted.
+
+    >>> import numpy as np, minigan as mg
+    >>> a = np.ones(2)
+    >>> y = mg.asarray(a) * 2
+    >>> a.flags.writeable
+    False
+    >>> del y
+    >>> a.flags.writeable
+    True
+    """
+    device_name(device)
+    if isinstance(array, Tensor):
+        return array if dtype is None or array.dtype == dtype else array.astype(dtype)
+    own = native(array, dtype)
+    shares = isinstance(array, np.ndarray) and np.may_share_memory(own, array)
+    return Tensor(own, storage=Storage(array if shares else None))
+
+
+def lift(x: TensorLike) -> Tensor:
+    """A function's argument as a tensor: tensors as they are, anything else copied into a leaf."""
+    return x if isinstance(x, Tensor) else tensor(x)
+
+
+def pair(a: TensorLike, b: TensorLike) -> tuple[Tensor, Tensor]:
+    """Two operands as tensors of one dtype: Python numbers are weak, float32 meets float64 as float64."""
+    if not isinstance(a, Tensor):
+        a = _weak(a, b)
+    if not isinstance(b, Tensor):
+        b = _weak(b, a)
+    if a.array.dtype != b.array.dtype and a.array.dtype in FLOATS and b.array.dtype in FLOATS:
+        return cast(a, np.float64), cast(b, np.float64)
+    return a, b
+
+
+def _weak(x: TensorLike, other: TensorLike) -> Tensor:
+    if isinstance(x, (bool, int, float)) and not isinstance(x, np.generic) and isinstance(other, Tensor):
+        if other.dtype in FLOATS:
+            return Tensor(np.array(x, other.dtype))
+        return Tensor(np.array(x, np.result_type(other.dtype, x)))
+    return tensor(x)
+
+
+# Arithmetic
+
+
+@pointwise(
+    lambda gy, y, a, b: (lambda: unbroadcast(gy, a.shape), lambda: unbroadcast(gy, b.shape)), ufunc=np.add
+)
+def _add(a: Any, b: Any) -> Any:
+    return a + b
+
+
+@pointwise(
+    lambda gy, y, a, b: (lambda: unbroadcast(gy, a.shape), lambda: unbroadcast(-gy, b.shape)), ufunc=np.subtract
+)
+def _subtract(a: Any, b: Any) -> Any:
+    return a - b
+
+
+@pointwise(
+    lambda gy, y, a, b: (lambda: unbroadcast(gy * b, a.shape), lambda: unbroadcast(gy * a, b.shape)),
+    ufunc=np.multiply,
+    linear=(0, 1),
+)
+def _multiply(a: Any, b: Any) -> Any:
+    return a * b
+
+
+@pointwise(
+    lambda gy, y, a, b: (
+        lambda: unbroadcast(gy / b, a.shape),
+        lambda: unbroadcast(-gy * y / b, b.shape),
+    ),
+    ufunc=np.divide,
+    linear=(0,),
+    low=0.3,
+)
+def _divide(a: Any, b: Any) -> Any:
+    return a / b
+
+
+@pointwise(lambda gy, y, x: (lambda: -gy,), ufunc=np.negative, linear=(0,))
+def _negative(x: Any) -> Any:
+    return -x
+
+
+@pointwise(
+    lambda gy, y, a, b: (
+        # The exponent b - 1 is replaced where b is 0, so that 0 times 0**-1 gives 0 and not NaN.
+        lambda: unbroadcast(gy * b * power(a, where(b == 0, 1.0, b - 1)), a.shape),
+        lambda: unbroadcast(gy * y * log(where(a > 0, a, 1.0)), b.shape),
+    ),
+    ufunc=np.power,
+    low=0.3,
+)
+def _power(a: Any, b: Any) -> Any:
+    return fm.power(a, b)
+
+
+@pointwise(lambda gy, y, x: (lambda: gy * sign(x),), ufunc=np.absolute, kink=lambda x: x, smooth=False)
+def _absolute(x: Any) -> Any:
+    return fm.absolute(x)
+
+
+@pointwise(lambda gy, y, x: (None,), ufunc=np.sign, kink=lambda x: x, smooth=False)
+def _sign(x: Any) -> Any:
+    return fm.sign(x)
+
+
+@pointwise(lambda gy, y, x: (lambda: gy / x,), low=0.3)
+def _log(x: Any) -> Any:
+    return fm.log(x)
+
+
+@pointwise(
+    lambda gy, y, c, a, b: (
+        None,
+        lambda: unbroadcast(where(c, gy, 0.0), a.shape),
+        lambda: unbroadcast(where(c, 0.0, gy), b.shape),
+    ),
+    masks=1,
+    linear=(),
+)
+def _where(c: Any, a: Any, b: Any) -> Any:
+    return fm.where(c, a, b)
+
+
+def add(a: TensorLike, b: TensorLike) -> Tensor:
+    """a + b, broadcast.
+
+    >>> import minigan as mg
+    >>> mg.ops.add(mg.tensor([[1.0], [2.0]]), mg.tensor([10.0, 20.0])).numpy()
+    array([[11., 21.],
+           [12., 22.]], dtype=float32)
+    """
+    return apply(_add, *pair(a, b))  # type: ignore[no-any-return]
+
+
+def subtract(a: TensorLike, b: TensorLike) -> Tensor:
+    """a - b, broadcast."""
+    return apply(_subtract, *pair(a, b))  # type: ignore[no-any-return]
+
+
+def multiply(a: TensorLike, b: TensorLike) -> Tensor:
+    """a · b, element by element, broadcast."""
+    return apply(_multiply, *pair(a, b))  # type: ignore[no-any-return]
+
+
+def divide(a: TensorLike, b: TensorLike) -> Tensor:
+    """a / b, element by element, broadcast; IEEE: 1/0 is inf, 0/0 is NaN."""
+    return apply(_divide, *pair(a, b))  # type: ignore[no-any-return]
+
+
+def negative(x: TensorLike) -> Tensor:
+    """-x."""
+    return apply(_negative, lift(x))  # type: ignore[no-any-return]
+
+
+def power(a: TensorLike, b: TensorLike) -> Tensor:
+    """a to the power b, broadcast.
+
+    ∂/∂a = b a^(b-1), which is 0 where b = 0; ∂/∂b = a^b log a, taken as 0 where a <= 0. IEEE: 0**0 is 1, a negative
+    base with a fractional exponent is NaN, and x**0.5 has derivative inf at 0.
+    """
+    if isinstance(b, (int, float)) and b == 2:
+        a = lift(a)
+        return multiply(a, a)
+    return apply(_power, *pair(a, b))  # type: ignore[no-any-return]
+
+
+def absolute(x: TensorLike) -> Tensor:
+    """|x|; its derivative at 0 is 0."""
+    return apply(_absolute, lift(x))  # type: ignore[no-any-return]
+
+
+def sign(x: TensorLike) -> Tensor:
+    """-1, 0 or 1 by the sign of x; NaN for NaN; no derivative."""
+    return apply(_sign, lift(x))  # type: ignore[no-any-return]
+
+
+def log(x: TensorLike) -> Tensor:
+    """The natural logarithm; -inf at 0, NaN below; derivative 1/x."""
+    return apply(_log, lift(x))  # type: ignore[no-any-return]
+
+
+def where(condition: TensorLike, a: TensorLike, b: TensorLike) -> Tensor:
+    """a where the boolean `condition` holds, else b; broadcast. No value or NaN of the other branch gets through.
+
+    >>> import minigan as mg
+    >>> x = mg.tensor([-1.0, 4.0])
+    >>> mg.ops.where(x > 0, x, 0.0).numpy()
+    array([0., 4.], dtype=float32)
+    """
+    if not isinstance(a, Tensor) and not isinstance(b, Tensor):
+        a = tensor(a)
+    return apply(_where, lift(condition), *pair(a, b))  # type: ignore[no-any-return]
+
+
+# Comparison: boolean results without derivatives, for numbers, labels and masks alike
+
+
+def _comparison(name: str, ufunc: Any) -> Primitive:
+    def infer(a: Array, b: Array) -> Sequence[Spec]:
+        return ((a.shape if a.shape == b.shape else broadcast(name, a.shape, b.shape), np.bool_),)
+
+    shapes = (((2, 3), (2, 3)), ((2, 3), (3,)), ((0,), ()))
+    return Primitive(
+        name,
+        infer,
+        kernel=lambda outs, a, b: ufunc(a, b, out=outs[0]),
+        flops=lambda a, b: max(a.size, b.size),
+        samples=tuple(Sample((Input(s), Input(t))) for s, t in shapes),
+    )
+
+
+_greater = _comparison("greater", np.greater)
+_greater_equal = _comparison("greater_equal", np.greater_equal)
+_equal = _comparison("equal", np.equal)
+_not_equal = _comparison("not_equal", np.not_equal)
+
+
+def greater(a: TensorLike, b: TensorLike) -> Tensor:
+    """a > b as booleans, broadcast; `False` where either is NaN."""
+    return apply(_greater, *pair(a, b))  # type: ignore[no-any-return]
+
+
+def greater_equal(a: TensorLike, b: TensorLike) -> Tensor:
+    """a >= b as booleans, broadcast; `False` where either is NaN."""
+    return apply(_greater_equal, *pair(a, b))  # type: ignore[no-any-return]
+
+
+def equal(a: TensorLike, b: TensorLike) -> Tensor:
+    """a == b as booleans, broadcast; `False` where either is NaN."""
+    return apply(_equal, *pair(a, b))  # type: ignore[no-any-return]
+
+
+def not_equal(a: TensorLike, b: TensorLike) -> Tensor:
+    """a != b as booleans, broadcast; `True` where either is NaN."""
+    return apply(_not_equal, *pair(a, b))  # type: ignore[no-any-return]
+
+
+# The linear operations of `minigan.linear`
+
+
+def cast(x: TensorLike, dtype: Any) -> Tensor:
+    """x in another dtype; differentiable from float to float. `DTypeError` for a dtype minigan does not have."""
+    x, wanted = lift(x), np.dtype(dtype)
+    if wanted not in FLOATS and wanted.kind not in KINDS:
+        raise DTypeError(f"cast: dtype {wanted} is not supported: float32, float64, integers or bool")
+    return x if x.array.dtype == wanted else apply(CAST, x, dtype=wanted)
+
+
+def sum(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
+    """The sum over one axis, several, or all; 0 over an axis of size 0.
+
+    >>> import minigan as mg
+    >>> mg.ops.sum(mg.tensor([[1.0, 2.0], [3.0, 4.0]]), axis=0).numpy()
+    array([4., 6.], dtype=float32)
+    """
+    x = lift(x)
+    return apply(SUM, x, axes=axes_of("sum", axis, x.ndim), keepdims=keepdims)  # type: ignore[no-any-return]
+
+
+def mean(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
+    """The mean over one axis, several, or all; NaN with a RuntimeWarning over nothing, as NumPy's."""
+    x = lift(x)
+    count = math.prod(x.shape[a] for a in axes_of("mean", axis, x.ndim))
+    if count == 0:
+        warnings.warn(f"mean over no elements of shape {x.shape} is NaN", RuntimeWarning, stacklevel=2)
+    return sum(x, axis, keepdims) * (1.0 / count if count else math.nan)
+
+
+def broadcast_to(x: TensorLike, shape: Sequence[int]) -> Tensor:
+    """x repeated along new axes and axes of size 1 to `shape`, without copying."""
+    return expand(lift(x), tuple(shape))  # type: ignore[no-any-return]
+
+
+def reshape(x: TensorLike, shape: int | Sequence[int]) -> Tensor:
+    """The same elements, in row-major order, in another shape; one size may be -1 and is then worked out.
+
+    >>> import minigan as mg
+    >>> mg.ops.reshape(mg.tensor([1.0, 2.0, 3.0, 4.0]), (2, -1)).shape
+    (2, 2)
+    """
+    x = lift(x)
+    sizes = (shape,) if isinstance(shape, int) else tuple(shape)
+    if sizes.count(-1) == 1:
+        rest = -math.prod(sizes)
+        if rest == 0 or x.size % rest:
+            raise ShapeError(f"reshape: {x.size} elements of shape {x.shape} do not fill shape {sizes}")
+        sizes = tuple(x.size // rest if n == -1 else n for n in sizes)
+    return same_elements(x, sizes)  # type: ignore[no-any-return]
+
+
+def transpose(x: TensorLike, axes: Sequence[int] | None = None) -> Tensor:
+    """The axes in another order, reversed by default; a view."""
+    x = lift(x)
+    order = tuple(range(x.ndim))[::-1] if axes is None else tuple(a + x.ndim if a < 0 else a for a in axes)
+    return apply(TRANSPOSE, x, axes=order)  # type: ignore[no-any-return]
+
+
+def matmul(a: TensorLike, b: TensorLike) -> Tensor:
+    """The matrix product a @ b over the last two axes; leading axes broadcast, and a vector is a row or a column.
+
+    a: (..., M, K) or (K,); b: (..., K, N) or (K,); result: (..., M, N) without the axes that a vector lacks.
+
+    >>> import minigan as mg
+    >>> (mg.tensor([1.0, 2.0]) @ mg.tensor([[1.0], [10.0]])).numpy()
+    array([21.], dtype=float32)
+    """
+    a, b = pair(a, b)
+    if not a.ndim or not b.ndim:
+        raise ShapeError(f"matmul: shapes {a.shape} and {b.shape}: a scalar is no matrix, use *")
+    if a.ndim == 1:
+        product = matmul(reshape(a, (1, a.size)), b)
+        return reshape(product, product.shape[:-2] + product.shape[-1:] if b.ndim > 1 else ())
+    if b.ndim == 1:
+        return reshape(product := matmul(a, reshape(b, (b.size, 1))), product.shape[:-1])
+    if a.ndim > 2 and b.ndim == 2:  # one large product in place of a stack of small ones
+        rows = apply(MATMUL, reshape(a, (-1, a.shape[-1])) if a.size else a, b)
+        return reshape(rows, (*a.shape[:-1], b.shape[-1]))
+    return apply(MATMUL, a, b)  # type: ignore[no-any-return]
+
+
+def take(x: TensorLike, indices: TensorLike, axis: int = 0) -> Tensor:
+    """The slices of x at integer `indices` along `axis`; their adjoint adds up repeated ones.
+
+    x: (..., n, ...); indices: integers of any shape in -n .. n - 1; the result has the shape of `indices` in the
+    place of `axis`. `ShapeError` for an index out of range.
+
+    >>> import minigan as mg, numpy as np
+    >>> mg.ops.take(mg.tensor([10.0, 20.0, 30.0]), np.array([2, 0, 2])).numpy()
+    array([30., 10., 30.], dtype=float32)
+    """
+    x = lift(x)
+    return apply(TAKE, x, lift(indices), axis=axes_of("take", axis, x.ndim)[0])  # type: ignore[no-any-return]
+
+
+def index(x: TensorLike, key: Any) -> Tensor:
+    """x[key] with all of NumPy's keys: integers, slices, `None`, `...`, integer arrays, boolean masks."""
+    x = lift(x)
+    keys = tuple(k.array if isinstance(k, Tensor) else k for k in (key if isinstance(key, tuple) else (key,)))
+    if all(k is None or k is ... or isinstance(k, (slice, int, np.integer)) for k in keys):
+        # The `...` makes NumPy return an array, never a scalar, for a key that leaves no axis.
+        return apply(SLICE, x, key=keys if ... in keys else (*keys, ...))  # type: ignore[no-any-return]
+    if len(keys) == 1 and np.asarray(keys[0]).dtype.kind in "iu":
+        return take(x, np.asarray(keys[0]))
+    try:  # any other key: where its elements are in the flattened array, worked out by NumPy itself
+        positions = np.arange(x.size).reshape(x.shape)[keys]
+    except IndexError as error:
+        raise ShapeError(f"index: {error} (shape {x.shape})") from None
+    return take(reshape(x, (-1,)), positions)
