@@ -93,18 +93,17 @@ class Primitive:
 class Storage:
     """What all tensors over one block of memory share: a count of in-place changes, and a lock on a caller's array."""
 
-    __slots__ = ("_lock", "shared", "version")
+    # Class attributes, because one is made for every result and nearly none is ever written to.
+    version = 0
+    shared: Array | None = None  # the caller's own array, if this memory is the caller's
+    _lock: "weakref.ref[_Lock] | None" = None
 
-    def __init__(self, shared: Array | None = None) -> None:
-        self.version = 0
-        self.shared = shared  # the caller's own array, if this memory is the caller's
-        self._lock: weakref.ref[_Lock] | None = None
-
-    def lock(self) -> "_Lock":
+    def lock(self) -> "_Lock | None":
         """The lock that keeps the caller's array read-only for as long as somebody holds it."""
+        if self.shared is None:
+            return None
         lock = self._lock() if self._lock else None
         if lock is None:
-            assert self.shared is not None  # for mypy: only called on shared memory
             lock = _Lock(self.shared)
             self._lock = weakref.ref(lock)
         return lock
@@ -123,23 +122,30 @@ class _Lock:
 
 
 class Value:
-    """An array and its place in the graph. `Tensor` adds the operators."""
+    """An array and its place in the graph. `Tensor` adds the operators.
 
-    __slots__ = ("__weakref__", "array", "index", "node", "storage")
+    Attributes:
+        array: the memory.
+        node: the call that computed it, or `None` for a leaf.
+        point: the number of its place in the graph: two handles of one result have the same.
+        storage: what it shares with other tensors over the same memory.
+    """
+
+    __slots__ = ("__weakref__", "array", "node", "point", "storage")
 
     def __init__(
         self, array: Array, node: "Node | None" = None, index: int = 0, storage: Storage | None = None
     ) -> None:
         self.array = array
         self.node = node
-        self.index = index  # which output of the node
+        self.point = next(_points) if node is None else node.point + index
         self.storage = Storage() if storage is None else storage
 
 
 class Node:
     """One recorded call. It refers to its inputs, never to the tensors made from its outputs: no reference cycles."""
 
-    __slots__ = ("attributes", "inputs", "locks", "outs", "primitive", "serial", "storages", "versions")
+    __slots__ = ("attributes", "inputs", "locks", "outs", "point", "primitive", "storages", "versions")
 
     def __init__(
         self,
@@ -149,20 +155,27 @@ class Node:
         outs: Sequence[Array],
         storages: Sequence[Storage],
     ) -> None:
-        self.primitive, self.inputs, self.attributes = primitive, inputs, attributes
-        self.outs, self.storages = outs, storages
-        self.versions = [x.storage.version for x in inputs]
-        self.locks = [x.storage.lock() for x in inputs if x.storage.shared is not None]
-        self.serial = next(_serials)
+        self.primitive = primitive
+        self.inputs = inputs
+        self.attributes = attributes
+        self.outs = outs
+        self.storages = storages
+        self.point = next(_points)  # rises with time, so sorting by it is a topological order
+        self.versions = tuple([x.storage.version for x in inputs])
+        self.locks: list[Any] | None = None
+        for x in inputs:
+            if x.storage.shared is not None:
+                self.locks = [*(self.locks or ()), x.storage.lock()]
 
     def check_unchanged(self) -> None:
         """Raise `GraphError` if an input or output was changed in place since it was recorded."""
-        for position, (x, version) in enumerate(zip(self.inputs, self.versions, strict=True)):
-            if x.storage.version != version:
-                self._stale(f"its input {position}", x.array, x.storage.version - version)
-        for position, (out, storage) in enumerate(zip(self.outs, self.storages, strict=True)):
-            if storage.version != 0 and not self.primitive.view:
-                self._stale(f"its output {position}", out, storage.version)
+        for position, x in enumerate(self.inputs):
+            if x.storage.version != self.versions[position]:
+                self._stale(f"its input {position}", x.array, x.storage.version - self.versions[position])
+        if not self.primitive.view:
+            for position, storage in enumerate(self.storages):
+                if storage.version:
+                    self._stale(f"its output {position}", self.outs[position], storage.version)
 
     def _stale(self, which: str, array: Array, changes: int) -> None:
         raise GraphError(
@@ -175,7 +188,8 @@ class _State(threading.local):
     recording = True
 
 
-_serials = itertools.count()
+MAX_OUTPUTS = 8
+_points = itertools.count(step=MAX_OUTPUTS)  # output i of a node is the point i places after the node's own
 _state = _State()
 
 
@@ -247,11 +261,6 @@ def _update(
     return donated
 
 
-def _key(x: Value) -> tuple[int, int]:
-    """What makes two handles the same point of the graph: a leaf is itself, a result is its node's output."""
-    return (id(x), -1) if x.node is None else (id(x.node), x.index)
-
-
 def _as_list(values: Any, what: str) -> list[Any]:
     result = list(values) if isinstance(values, (list, tuple)) else [values]
     for value in result:
@@ -320,52 +329,56 @@ def _seed(y: Value, v: Any) -> Value:
 
 def _backward(outs: list[Any], targets: list[Any], seeds: list[Any], cut: bool = False) -> list[Any]:
     """Cotangents of the targets (`None` where unused). With `cut`, what lies behind a target is not visited."""
-    wanted = {_key(x) for x in targets}
+    wanted = {x.point for x in targets}
     order = _needed_nodes(outs, wanted, cut)
-    needed = {id(node) for node in order}
-    found: dict[tuple[int, int], Any] = {}
-
-    def add(x: Value, gx: Any) -> None:
-        key = _key(x)
-        found[key] = found[key] + gx if key in found else gx
-
+    live = wanted.union(*[range(node.point, node.point + len(node.outs)) for node in order])
+    found: dict[int, Any] = {}
     for y, v in zip(outs, seeds, strict=True):
-        add(y, v)
+        found[y.point] = found[y.point] + v if y.point in found else v
     for node in reversed(order):
-        keys = [(id(node), i) for i in range(len(node.outs))]
         # A target's cotangent stays; any other is dropped as soon as it is used, to free its memory.
-        gys = [found.get(key) if key in wanted else found.pop(key, None) for key in keys]
+        points = range(node.point, node.point + len(node.outs))
+        gys = [found.get(point) if point in wanted else found.pop(point, None) for point in points]
         if all(gy is None for gy in gys):
             continue
         node.check_unchanged()
         make = type(node.inputs[0])
         ys = [make(out, node, i, node.storages[i]) for i, out in enumerate(node.outs)]
-        gys = [make(np.zeros_like(y.array)) if gy is None else gy for gy, y in zip(gys, ys, strict=True)]
-        gy, y = (gys[0], ys[0]) if len(ys) == 1 else (tuple(gys), tuple(ys))
         rule = node.primitive.vjp or _rule_of_reference(node.primitive)
-        for x, thunk in zip(node.inputs, rule(gy, y, *node.inputs, **node.attributes), strict=True):
-            if thunk is not None and (_key(x) in wanted or (x.node is not None and id(x.node) in needed)):
-                add(x, thunk())
-    return [found.get(_key(x)) for x in targets]
+        if len(ys) == 1:
+            thunks = rule(gys[0], ys[0], *node.inputs, **node.attributes)
+        else:
+            gys = [make(np.zeros_like(y.array)) if gy is None else gy for gy, y in zip(gys, ys, strict=True)]
+            thunks = rule(tuple(gys), tuple(ys), *node.inputs, **node.attributes)
+        for x, thunk in zip(node.inputs, thunks, strict=True):
+            point = x.point
+            if thunk is not None and point in live:
+                gx = thunk()
+                found[point] = found[point] + gx if point in found else gx
+    return [found.get(x.point) for x in targets]
 
 
-def _needed_nodes(outs: list[Any], wanted: set[tuple[int, int]], cut: bool) -> list[Node]:
+def _needed_nodes(outs: list[Any], wanted: set[int], cut: bool) -> list[Node]:
     """The nodes between `outs` and the wanted points, in the order they were recorded."""
     stack = [y.node for y in outs if y.node is not None]
     seen: dict[int, Node] = {}
     while stack:
         node = stack.pop()
-        if id(node) in seen:
+        if node.point in seen:
             continue
-        seen[id(node)] = node
+        seen[node.point] = node
         for x in node.inputs:
-            if x.node is not None and id(x.node) not in seen and not (cut and _key(x) in wanted):
+            if x.node is not None and x.node.point not in seen and not (cut and x.point in wanted):
                 stack.append(x.node)
-    needed: dict[int, Node] = {}
-    for node in sorted(seen.values(), key=lambda node: node.serial):
-        if any(_key(x) in wanted or (x.node is not None and id(x.node) in needed) for x in node.inputs):
-            needed[id(node)] = node
-    return list(needed.values())
+    order = []
+    live = set(wanted)
+    for _, node in sorted(seen.items()):
+        for x in node.inputs:
+            if x.point in live:
+                order.append(node)
+                live.update(range(node.point, node.point + len(node.outs)))
+                break
+    return order
 
 
 def _rule_of_reference(primitive: Primitive) -> Callable[..., Sequence[Thunk]]:

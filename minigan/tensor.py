@@ -16,7 +16,7 @@ from minigan.errors import DTypeError, ShapeError
 from minigan.kernels import formula as fm
 from minigan.linear import CAST, MATMUL, SLICE, SUM, TAKE, TRANSPOSE, Axis, axes_of, expand, same_elements, unbroadcast
 from minigan.pointwise import broadcast, pointwise
-from minigan.tape import Input, Primitive, Sample, Spec, Storage, Value, apply
+from minigan.tape import Input, Primitive, Sample, Spec, Value, apply
 
 TensorLike = Union["Tensor", Array, np.generic, float, int]
 
@@ -246,8 +246,10 @@ def asarray(array: Any, dtype: Any = None, device: str | None = None) -> Tensor:
     if isinstance(array, Tensor):
         return array if dtype is None or array.dtype == dtype else array.astype(dtype)
     own = native(array, dtype)
-    shares = isinstance(array, np.ndarray) and np.may_share_memory(own, array)
-    return Tensor(own, storage=Storage(array if shares else None))
+    result = Tensor(own)
+    if isinstance(array, np.ndarray) and np.may_share_memory(own, array):
+        result.storage.shared = array
+    return result
 
 
 def lift(x: TensorLike) -> Tensor:
@@ -261,7 +263,8 @@ def pair(a: TensorLike, b: TensorLike) -> tuple[Tensor, Tensor]:
         a = _weak(a, b)
     if not isinstance(b, Tensor):
         b = _weak(b, a)
-    if a.array.dtype != b.array.dtype and a.array.dtype in FLOATS and b.array.dtype in FLOATS:
+    one, other = a.array.dtype, b.array.dtype
+    if one is not other and one != other and one.kind == other.kind == "f":
         return cast(a, np.float64), cast(b, np.float64)
     return a, b
 
