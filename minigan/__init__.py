@@ -1,5 +1,56 @@
 """minigan: generative adversarial networks on a small automatic differentiation engine of their own."""
 
-from minigan import ops
+from minigan import data, losses, models, nn, ops, optim, penalties
+from minigan.check import check_grad
+from minigan.checkpoint import load, save
+from minigan.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DeviceError,
+    DTypeError,
+    ExtraError,
+    GraphError,
+    MiniganError,
+    NonFiniteError,
+    ShapeError,
+)
+from minigan.game import Game
 from minigan.tape import grad, hvp, jvp, no_grad, vjp
 from minigan.tensor import Tensor, asarray, tensor
+from minigan.train import GAN
+
+__version__ = "0.1.0"
+__all__ = [
+    "GAN",
+    "CheckpointError",
+    "ConfigError",
+    "DTypeError",
+    "DataError",
+    "DeviceError",
+    "ExtraError",
+    "Game",
+    "GraphError",
+    "MiniganError",
+    "NonFiniteError",
+    "ShapeError",
+    "Tensor",
+    "__version__",
+    "asarray",
+    "check_grad",
+    "data",
+    "grad",
+    "hvp",
+    "jvp",
+    "load",
+    "losses",
+    "models",
+    "nn",
+    "no_grad",
+    "ops",
+    "optim",
+    "penalties",
+    "save",
+    "tensor",
+    "vjp",
+]

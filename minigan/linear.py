@@ -16,7 +16,7 @@ from numpy.lib.array_utils import normalize_axis_tuple
 from minigan.backend import FLOATS, Array
 from minigan.errors import ShapeError
 from minigan.pointwise import broadcast, check_float
-from minigan.tape import Input, Primitive, Sample, Spec, Value, apply, copy
+from minigan.tape import Input, Primitive, Sample, Spec, Thunk, Value, apply, copy
 
 Axis = int | Sequence[int] | None
 
@@ -287,49 +287,64 @@ SCATTER = Primitive(
 )
 
 
-# Matrix product: linear in each factor
+# Matrix product: linear in each factor, and closed under differentiation because a factor may be taken transposed
 
 
-def _matmul_infer(a: Array, b: Array) -> Sequence[Spec]:
+def _matmul_infer(a: Array, b: Array, ta: bool, tb: bool) -> Sequence[Spec]:
     check_float("matmul", a)
     check_float("matmul", b)
-    if a.shape[-1] != b.shape[-2]:
+    rows, inner = a.shape[:-3:-1] if ta else a.shape[-2:]
+    meets, columns = b.shape[:-3:-1] if tb else b.shape[-2:]
+    if inner != meets:
         raise ShapeError(
-            f"matmul: shapes {a.shape} and {b.shape}: {a.shape[-1]} columns meet {b.shape[-2]} rows"
+            f"matmul: shapes {a.shape}{'ᵀ' * ta} and {b.shape}{'ᵀ' * tb}: {inner} columns meet {meets} rows"
         )
     stack = a.shape[:-2]
     if stack != b.shape[:-2]:
         stack = broadcast("matmul", a.shape[:-2], b.shape[:-2])
-    return (((*stack, a.shape[-2], b.shape[-1]), a.dtype),)
+    return (((*stack, rows, columns), a.dtype),)
 
 
-def swapped(x: Value) -> Any:
-    """`x` with its last two axes swapped."""
-    n = x.array.ndim
-    return apply(TRANSPOSE, x, axes=(*range(n - 2), n - 1, n - 2))
+def _matmul_kernel(outs: Sequence[Array], a: Array, b: Array, ta: bool, tb: bool) -> None:
+    np.matmul(a.mT if ta else a, b.mT if tb else b, out=outs[0])
+
+
+def _matmul_vjp(gy: Value, y: Value, a: Value, b: Value, ta: bool, tb: bool) -> Sequence[Thunk]:
+    def ga() -> Any:
+        g = apply(MATMUL, b, gy, ta=tb, tb=True) if ta else apply(MATMUL, gy, b, ta=False, tb=not tb)
+        return unbroadcast(g, a.array.shape)
+
+    def gb() -> Any:
+        g = apply(MATMUL, gy, a, ta=True, tb=ta) if tb else apply(MATMUL, a, gy, ta=not ta, tb=False)
+        return unbroadcast(g, b.array.shape)
+
+    return ga, gb
+
+
+def _matmul_flops(a: Array, b: Array, ta: bool, tb: bool) -> int:
+    ((shape, _),) = _matmul_infer(a, b, ta, tb)
+    return 2 * math.prod(shape) * a.shape[-2 if ta else -1]
 
 
 MATMUL = Primitive(
     "matmul",
     _matmul_infer,
-    kernel=lambda outs, a, b: np.matmul(a, b, out=outs[0]),  # type: ignore[arg-type, return-value]
-    vjp=lambda gy, y, a, b: (
-        lambda: unbroadcast(apply(MATMUL, gy, swapped(b)), a.shape),
-        lambda: unbroadcast(apply(MATMUL, swapped(a), gy), b.shape),
-    ),
+    kernel=_matmul_kernel,
+    vjp=_matmul_vjp,
     linear=(0, 1),
     smooth=True,
-    flops=lambda a, b: 2 * a.size * b.shape[-1] * math.prod(b.shape[:-2]) // max(math.prod(a.shape[:-2]), 1)
-    if a.ndim < b.ndim
-    else 2 * a.size * b.shape[-1],
+    flops=_matmul_flops,
     samples=tuple(
-        Sample((Input(a), Input(b)))
-        for a, b in (
-            ((2, 3), (3, 4)),
-            ((2, 0), (0, 3)),
-            ((2, 2, 3), (3, 2)),
-            ((2, 1, 2, 3), (3, 3, 1)),
-            ((1, 1), (1, 1)),
+        Sample((Input(a), Input(b)), {"ta": ta, "tb": tb})
+        for a, b, ta, tb in (
+            ((2, 3), (3, 4), False, False),
+            ((3, 2), (3, 4), True, False),
+            ((2, 3), (4, 3), False, True),
+            ((3, 2), (4, 3), True, True),
+            ((2, 0), (0, 3), False, False),
+            ((2, 2, 3), (3, 2), False, False),
+            ((2, 1, 2, 3), (3, 1, 3), False, True),
+            ((1, 1), (1, 1), False, False),
         )
     ),
 )

@@ -1,6 +1,7 @@
 """A scalar formula and its derivative rule become a primitive with broadcasting, samples and costs."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,7 @@ def pointwise(
     attributes: dict[str, float] | None = None,
     low: float = -2.0,
     high: float = 2.0,
+    draws: dict[str, Input] | None = None,
     kink: Callable[..., Any] | None = None,
     masks: int = 0,
     linear: tuple[int, ...] = (),
@@ -61,6 +63,7 @@ def pointwise(
             basic arithmetic, which is vectorised on every CPU that NumPy supports).
         attributes: values of the formula's keyword arguments in samples.
         low, high: the range that samples are drawn from.
+        draws: how to draw the inputs of these names instead; the shape is not used.
         masks: how many of the first inputs are boolean.
         smooth: infinitely differentiable on its samples; set `False` for formulas with kinks.
         outputs, donates: numbers of outputs, and of inputs that these overwrite.
@@ -71,15 +74,17 @@ def pointwise(
         name = formula.name
 
         def infer(*arrays: Array, **attributes: float) -> Sequence[Spec]:
-            dtype, shape = arrays[-1].dtype, arrays[-1].shape
+            last = arrays[-1]
+            dtype, shape = last.dtype, last.shape
+            if dtype.kind != "f":
+                check_float(name, last)
             same = True
-            for position, array in enumerate(arrays):
+            for position, array in enumerate(arrays[:-1]):
                 if position < masks:
                     if array.dtype.kind != "b":
                         raise DTypeError(f"{name}: the condition has dtype {array.dtype}, expected bool")
-                elif array.dtype.kind != "f":
-                    check_float(name, array)
                 elif array.dtype is not dtype and array.dtype != dtype:
+                    check_float(name, array)
                     raise DTypeError(f"{name}: dtypes {array.dtype} and {dtype} differ: use .astype")
                 if array.shape != shape:
                     same = False
@@ -96,10 +101,11 @@ def pointwise(
 
         inputs = len(formula.inputs)
         shapes: Any = {1: SHAPES, 2: PAIRS, 3: TRIPLES}.get(inputs, (((2, 3),) * inputs,))
-        kinds = ["bool"] * masks + ["float"] * (inputs - masks)
+        kinds = [Input((), "bool" if i < masks else "float", low, high) for i in range(inputs)]
+        kinds = [(draws or {}).get(name, kind) for name, kind in zip(formula.inputs, kinds, strict=True)]
         samples = tuple(
             Sample(
-                tuple(Input(shape, kind, low, high) for shape, kind in zip(each, kinds, strict=True)),
+                tuple(replace(kind, shape=shape) for shape, kind in zip(each, kinds, strict=True)),
                 dict(attributes or {}),
                 kink,
                 EDGES,

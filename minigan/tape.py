@@ -29,12 +29,14 @@ class Input:
     """How to draw one input of a sample: a shape, a kind and a range.
 
     kind: "float", "bool", "index" (integers from 0 to high - 1) or "counter" (unsigned words).
+    edges: special values of this input, where the sample's own do not all belong to its domain.
     """
 
     shape: tuple[int, ...]
     kind: str = "float"
     low: float = -2.0
     high: float = 2.0
+    edges: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,25 +163,27 @@ class Node:
         self.outs = outs
         self.storages = storages
         self.point = next(_points)  # rises with time, so sorting by it is a topological order
-        self.versions = tuple([x.storage.version for x in inputs])
+        self.versions = versions = []
         self.locks: list[Any] | None = None
         for x in inputs:
-            if x.storage.shared is not None:
-                self.locks = [*(self.locks or ()), x.storage.lock()]
+            storage = x.storage
+            versions.append(storage.version)
+            if storage.shared is not None:
+                self.locks = [*(self.locks or ()), storage.lock()]
 
     def check_unchanged(self) -> None:
         """Raise `GraphError` if an input or output was changed in place since it was recorded."""
-        for position, x in enumerate(self.inputs):
-            if x.storage.version != self.versions[position]:
-                self._stale(f"its input {position}", x.array, x.storage.version - self.versions[position])
-        if not self.primitive.view:
-            for position, storage in enumerate(self.storages):
+        for x, version in zip(self.inputs, self.versions):  # noqa: B905 - every node of every walk passes here
+            if x.storage.version != version:
+                self._stale("input", x.array, x.storage.version - version)
+        if self.primitive.view is None:  # the memory of a view is its input's, which was just checked
+            for out, storage in zip(self.outs, self.storages, strict=True):
                 if storage.version:
-                    self._stale(f"its output {position}", self.outs[position], storage.version)
+                    self._stale("output", out, storage.version)
 
     def _stale(self, which: str, array: Array, changes: int) -> None:
         raise GraphError(
-            f"{self.primitive.name}: {which}, shape {array.shape}, was changed in place {changes} time(s) after it"
+            f"{self.primitive.name}: an {which} of shape {array.shape} was changed in place {changes} time(s) after it"
             " was recorded, as an optimiser does; take gradients before updating, or compute the outputs again"
         )
 
@@ -224,22 +228,24 @@ def apply(primitive: Primitive, *inputs: Any, **attributes: Any) -> Any:
     """
     arrays = [x.array for x in inputs]
     specs = primitive.infer(*arrays, **attributes)
-    make = type(inputs[0])
     if primitive.donates:
         return _update(primitive, inputs, arrays, specs, attributes)
+    outs: Sequence[Array]
+    storages: Sequence[Storage]
     if primitive.view is not None:
-        outs = [primitive.view(arrays[0], **attributes)]
-        storages = [inputs[0].storage]
+        outs = (primitive.view(arrays[0], **attributes),)
+        storages = (inputs[0].storage,)
     else:
         outs = [empty(shape, dtype) for shape, dtype in specs]
         primitive.kernel(outs, *arrays, **attributes)  # type: ignore[misc]
-        storages = [Storage() for _ in outs]
+        storages = [Storage() for _ in outs] if len(outs) > 1 else (Storage(),)
     node = None
     if _state.recording and (primitive.vjp is not None or primitive.reference is not None):
         node = Node(primitive, inputs, attributes, outs, storages)
+    make = type(inputs[0])
     if len(outs) == 1:
         return make(outs[0], node, 0, storages[0])
-    return tuple(make(out, node, i, storages[i]) for i, out in enumerate(outs))
+    return tuple([make(out, node, i, storages[i]) for i, out in enumerate(outs)])
 
 
 def _update(
@@ -336,26 +342,33 @@ def _backward(outs: list[Any], targets: list[Any], seeds: list[Any], cut: bool =
     for y, v in zip(outs, seeds, strict=True):
         found[y.point] = found[y.point] + v if y.point in found else v
     for node in reversed(order):
-        # A target's cotangent stays; any other is dropped as soon as it is used, to free its memory.
-        points = range(node.point, node.point + len(node.outs))
-        gys = [found.get(point) if point in wanted else found.pop(point, None) for point in points]
-        if all(gy is None for gy in gys):
-            continue
         node.check_unchanged()
-        make = type(node.inputs[0])
-        ys = [make(out, node, i, node.storages[i]) for i, out in enumerate(node.outs)]
-        rule = node.primitive.vjp or _rule_of_reference(node.primitive)
-        if len(ys) == 1:
-            thunks = rule(gys[0], ys[0], *node.inputs, **node.attributes)
-        else:
-            gys = [make(np.zeros_like(y.array)) if gy is None else gy for gy, y in zip(gys, ys, strict=True)]
-            thunks = rule(tuple(gys), tuple(ys), *node.inputs, **node.attributes)
-        for x, thunk in zip(node.inputs, thunks, strict=True):
+        for x, thunk in zip(node.inputs, _thunks(node, found, wanted)):  # noqa: B905 - the tests hold every rule to it
             point = x.point
             if thunk is not None and point in live:
                 gx = thunk()
                 found[point] = found[point] + gx if point in found else gx
     return [found.get(x.point) for x in targets]
+
+
+def _thunks(node: Node, found: dict[int, Any], wanted: set[int]) -> Sequence[Thunk]:
+    """Ask the rule of `node`, with the cotangents found for its outputs; nothing if there are none."""
+    rule = node.primitive.vjp or _rule_of_reference(node.primitive)
+    make = type(node.inputs[0])
+    # A target's cotangent stays; any other is dropped as soon as it is used, to free its memory.
+    if len(node.outs) == 1:
+        point = node.point
+        gy = found.get(point) if point in wanted else found.pop(point, None)
+        if gy is None:
+            return ()
+        y = make(node.outs[0], node, 0, node.storages[0])
+        return rule(gy, y, *node.inputs, **node.attributes)
+    ys = [make(out, node, i, node.storages[i]) for i, out in enumerate(node.outs)]
+    gys = [found.get(y.point) if y.point in wanted else found.pop(y.point, None) for y in ys]
+    if all(gy is None for gy in gys):
+        return ()
+    gys = [make(np.zeros_like(y.array)) if gy is None else gy for gy, y in zip(gys, ys, strict=True)]
+    return rule(tuple(gys), tuple(ys), *node.inputs, **node.attributes)
 
 
 def _needed_nodes(outs: list[Any], wanted: set[int], cut: bool) -> list[Node]:

@@ -323,8 +323,7 @@ def _negative(x: Any) -> Any:
 
 @pointwise(
     lambda gy, y, a, b: (
-        # The exponent b - 1 is replaced where b is 0, so that 0 times 0**-1 gives 0 and not NaN.
-        lambda: unbroadcast(gy * b * power(a, where(b == 0, 1.0, b - 1)), a.shape),
+        lambda: unbroadcast(gy * b * power(a, _exponent_less_one(a, b)), a.shape),
         lambda: unbroadcast(gy * y * log(where(a > 0, a, 1.0)), b.shape),
     ),
     ufunc=np.power,
@@ -332,6 +331,12 @@ def _negative(x: Any) -> Any:
 )
 def _power(a: Any, b: Any) -> Any:
     return fm.power(a, b)
+
+
+def _exponent_less_one(a: Tensor, b: Tensor) -> Tensor:
+    """b - 1, but 1 where b is 0 and a^-1 overflows: 0 times a^-1 is to be 0 and not NaN."""
+    small = absolute(a) < float(np.finfo(a.dtype).tiny)
+    return where(small, where(b == 0, 1.0, b - 1), b - 1)
 
 
 @pointwise(lambda gy, y, x: (lambda: gy * sign(x),), ufunc=np.absolute, kink=lambda x: x, smooth=False)
@@ -553,10 +558,9 @@ def matmul(a: TensorLike, b: TensorLike) -> Tensor:
         return reshape(product, product.shape[:-2] + product.shape[-1:] if b.ndim > 1 else ())
     if b.ndim == 1:
         return reshape(product := matmul(a, reshape(b, (b.size, 1))), product.shape[:-1])
-    if a.ndim > 2 and b.ndim == 2:  # one large product in place of a stack of small ones
-        rows = apply(MATMUL, reshape(a, (-1, a.shape[-1])) if a.size else a, b)
-        return reshape(rows, (*a.shape[:-1], b.shape[-1]))
-    return apply(MATMUL, a, b)  # type: ignore[no-any-return]
+    if a.ndim > 2 and b.ndim == 2 and a.size:  # one large product in place of a stack of small ones
+        return reshape(matmul(reshape(a, (-1, a.shape[-1])), b), (*a.shape[:-1], b.shape[-1]))
+    return apply(MATMUL, a, b, ta=False, tb=False)  # type: ignore[no-any-return]
 
 
 def take(x: TensorLike, indices: TensorLike, axis: int = 0) -> Tensor:

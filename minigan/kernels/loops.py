@@ -43,7 +43,7 @@ class Formula:
 
     def __call__(self, outs: Sequence[Array], *arrays: Array, **attributes: float) -> None:
         out = outs[0]
-        if numba() is None or not all(out.flags.c_contiguous for out in outs):
+        if numba() is None or not all([out.flags.c_contiguous for out in outs]):
             self.numpy(outs, *arrays, **attributes)
         elif out.size:
             layout, operands, shape = arrange(out.shape, arrays)
@@ -142,7 +142,7 @@ def arrange(shape: tuple[int, ...], arrays: Sequence[Array]) -> tuple[str, list[
             layout += "s"
         else:
             return _rows_and_columns(shape, arrays)
-        flat.append(array.reshape(-1))
+        flat.append(array if array.ndim == 1 else array.reshape(-1))
     return layout, flat, -1
 
 
@@ -168,7 +168,9 @@ def _rows_and_columns(shape: tuple[int, ...], arrays: Sequence[Array]) -> tuple[
     operands = []
     for array, axes, letter in zip(arrays, kept, layout, strict=True):
         if letter == "v":
-            operands.append(np.ascontiguousarray(np.broadcast_to(array, shape)).reshape(loop))
+            # broadcast_to would make an operand of full shape read-only, and a donated one is written to
+            whole = array if array.shape == shape else np.broadcast_to(array, shape)
+            operands.append(np.ascontiguousarray(whole).reshape(loop))
         else:
             aligned = array.reshape((1,) * (len(shape) - array.ndim) + array.shape)
             once = tuple(slice(None) if axis in axes else slice(0, 1) for axis in range(len(shape)))

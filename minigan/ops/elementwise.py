@@ -11,9 +11,9 @@ from minigan.pointwise import pointwise
 from minigan.tape import apply
 from minigan.tensor import Tensor, TensorLike, lift, pair, where
 
-# Beyond these arguments silu and gelu equal 0 or x in float64; clipping keeps 0 · inf out of them.
-_SILU_TAIL = -800.0
-_GELU_TAIL = -40.0
+# Beyond these arguments silu and gelu equal 0 or x in float64; clipping keeps 0 · inf out of them and their derivatives.
+_SILU_TAIL = 800.0
+_GELU_TAIL = 40.0
 
 
 @pointwise(lambda gy, y, x: (lambda: gy * y,))
@@ -186,7 +186,12 @@ def softplus(x: TensorLike) -> Tensor:
     return apply(_softplus, lift(x))  # type: ignore[no-any-return]
 
 
-@pointwise(lambda gy, y, x, g: (None, lambda: apply(_relu_gate, x, gy)), kink=lambda x, g: x, linear=(1,), smooth=False)
+@pointwise(
+    lambda gy, y, x, g: (None, lambda: unbroadcast(apply(_relu_gate, x, gy), g.shape)),
+    kink=lambda x, g: x,
+    linear=(1,),
+    smooth=False,
+)
 def _relu_gate(x: Any, g: Any) -> Any:
     return fm.where(x > 0, g, 0.0)
 
@@ -202,7 +207,7 @@ def relu(x: TensorLike) -> Tensor:
 
 
 @pointwise(
-    lambda gy, y, x, g, slope: (None, lambda: apply(_leaky_relu_gate, x, gy, slope=slope)),
+    lambda gy, y, x, g, slope: (None, lambda: unbroadcast(apply(_leaky_relu_gate, x, gy, slope=slope), g.shape)),
     attributes={"slope": 0.2},
     kink=lambda x, g: x,
     linear=(1,),
@@ -248,8 +253,8 @@ def elu(x: TensorLike, alpha: float = 1.0) -> Tensor:
 
 
 def _gelu_reference(x: Any) -> Any:
-    t = maximum(x, _GELU_TAIL)
-    return t * (erf(t * math.sqrt(0.5)) + 1.0) * 0.5
+    t = maximum(x, -_GELU_TAIL)
+    return t * (erf(minimum(t, _GELU_TAIL) * math.sqrt(0.5)) + 1.0) * 0.5
 
 
 @pointwise(reference=_gelu_reference)
@@ -264,8 +269,8 @@ def gelu(x: TensorLike) -> Tensor:
 
 
 def _silu_reference(x: Any) -> Any:
-    t = maximum(x, _SILU_TAIL)
-    return t * sigmoid(t)
+    t = maximum(x, -_SILU_TAIL)
+    return t * sigmoid(minimum(t, _SILU_TAIL))
 
 
 @pointwise(reference=_silu_reference)

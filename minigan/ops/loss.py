@@ -1,12 +1,13 @@
 """Fused losses on logits."""
 
+import math
 from typing import Any
 
 from minigan.kernels import formula as fm
 from minigan.linear import unbroadcast
 from minigan.ops.elementwise import sigmoid, softplus, where
 from minigan.pointwise import pointwise
-from minigan.tape import apply
+from minigan.tape import Input, apply
 from minigan.tensor import Tensor, TensorLike, pair
 
 
@@ -21,8 +22,9 @@ def _reference(x: Any, z: Any) -> Any:
         lambda: unbroadcast(-gy * x, z.shape),
     ),
     reference=_reference,
-    low=0.05,
-    high=0.95,
+    low=-4.0,
+    high=4.0,
+    draws={"z": Input((), low=0.05, high=0.95, edges=(0.0, -0.0, 1e-40, 0.1, 0.9, 1.0, math.nan))},
 )
 def _sigmoid_cross_entropy(x: Any, z: Any) -> Any:
     tail = fm.log1p(fm.exp(-fm.absolute(x)))

@@ -1,0 +1,23 @@
+"""`python -m minigan` and the command `minigan`: the command line, if what it needs is installed."""
+
+import sys
+
+from minigan.errors import ExtraError
+from minigan.report import needs
+
+
+def main() -> int:
+    """Run the command line on the arguments of the process; gives the exit code."""
+    try:
+        needs("typer", "cli")
+        needs("rich", "cli")
+    except ExtraError as error:
+        print(f"minigan: the command line needs more packages: {error}", file=sys.stderr)
+        return 1
+    from minigan import cli  # not at the top: it imports typer
+
+    return cli.main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

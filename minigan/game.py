@@ -1,0 +1,246 @@
+"""The game of two players as one step: what each minimises, on which batch, and in which order they move.
+
+    discriminator:  L_D(D(x), D(G(z))) + penalties, by the gradient in its own parameters; G(z) is a constant
+    generator:      L_G(D(G(z))), by the gradient in its own parameters; D is only passed through
+
+`grad` visits only what lies between the loss and the parameters it is asked for, so neither player's step
+computes a derivative for the other's weights.
+"""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from minigan import losses
+from minigan.backend import Array
+from minigan.errors import CheckpointError, ConfigError, ShapeError
+from minigan.losses import Loss
+from minigan.nn.module import ASSIGN, Module, assign, check_arrays
+from minigan.ops import Stream, mean, sigmoid
+from minigan.optim import EMA, Adam, Optimizer
+from minigan.penalties import Penalty
+from minigan.tape import apply, grad, no_grad, recording
+from minigan.tensor import Tensor, tensor
+
+UPDATES = ("alternating", "simultaneous")
+
+
+class _Player:
+    """A network, its optimiser and what that remembers."""
+
+    def __init__(self, network: Module, optimizer: Optimizer) -> None:
+        self.network, self.optimizer = network, optimizer
+        self.parameters = network.parameters()
+        self.memory = optimizer.init(self.parameters)
+
+    def gradients(self, *losses: Tensor) -> list[Tensor]:
+        """Those of the sum of the losses in this player's parameters, and in no other's."""
+        return grad(losses, list(self.parameters.values()))
+
+    def move(self, gradients: list[Tensor]) -> None:
+        """Make one step of the optimiser."""
+        self.optimizer.update(self.parameters, gradients, self.memory)
+
+
+class Game:
+    """Two networks that train against each other; `step` makes one round of the game.
+
+    Args:
+        generator: from latents (N, ...) to samples (N, ...).
+        discriminator: from samples to logits (N, 1).
+        loss: a name in `minigan.losses.table`, or a record of one's own.
+        penalty: one of `minigan.penalties`, or several, added to the discriminator's loss.
+        generator_optimizer, discriminator_optimizer: by default Adam at 1e-3 with b1 = 0.5.
+        ema: the decay of the average of the generator's weights in `ema_generator`; `None` for no average.
+        d_steps: steps of the discriminator per step of the generator.
+        update: "alternating", where the generator answers the discriminator that has just been updated, or
+            "simultaneous", where both gradients are taken at the same point and then both players move.
+        share_fake: the generator's step goes on from the batch of the discriminator's last step.
+        smoothing: real samples have the label 1 - smoothing (Salimans et al. 2016, §3.4).
+        noise: the standard deviation of normal noise on everything that the discriminator sees (Sønderby et
+            al. 2017, §3), or a function that gives it from the step.
+
+    Raises: `ConfigError` for a setting outside its range.
+
+    The game holds the parameters that the networks have when it is made, and changes them in place.
+
+    >>> import minigan as mg
+    >>> g = mg.models.mlp_generator(latent=2, hidden=(8,), shape=(2,), output=None)
+    >>> d = mg.models.mlp_discriminator(shape=(2,), hidden=(8,))
+    >>> game = Game(g, d, penalty=mg.penalties.r1(0.1))
+    >>> random = mg.ops.Stream(0, "docs")
+    >>> real, *latents = (random.normal((4, 2)) for _ in range(3))
+    >>> metrics = game.step(real, latents, random=random)
+    >>> list(metrics)
+    ['d_loss', 'penalty', 'd_real', 'd_fake', 'g_loss']
+    """
+
+    def __init__(
+        self,
+        generator: Module,
+        discriminator: Module,
+        *,
+        loss: str | Loss = "non_saturating",
+        penalty: Penalty | Sequence[Penalty] | None = None,
+        generator_optimizer: Optimizer | None = None,
+        discriminator_optimizer: Optimizer | None = None,
+        ema: float | None = 0.999,
+        d_steps: int = 1,
+        update: str = "alternating",
+        share_fake: bool = False,
+        smoothing: float = 0.0,
+        noise: float | Callable[[int], float] = 0.0,
+    ) -> None:
+        self.generator, self.discriminator = generator, discriminator
+        self.loss = losses.find(loss)
+        self.penalties = (penalty,) if isinstance(penalty, Penalty) else tuple(penalty or ())
+        self.d_steps, self.update, self.share_fake = d_steps, update, share_fake
+        self.smoothing, self.noise = smoothing, noise
+        self._check_settings()
+        self.steps = 0
+        self._of_generator = _Player(generator, generator_optimizer or Adam(1e-3, b1=0.5))
+        self._of_discriminator = _Player(discriminator, discriminator_optimizer or Adam(1e-3, b1=0.5))
+        self._average = None if ema is None else EMA(ema)
+        self.ema_generator = None if ema is None else copy.deepcopy(generator)
+        self._averages = {} if self.ema_generator is None else self.ema_generator.state()
+        self._originals = generator.state()
+
+    def _check_settings(self) -> None:
+        if isinstance(self.d_steps, bool) or not isinstance(self.d_steps, int) or self.d_steps < 1:
+            raise ConfigError(f"Game: d_steps is {self.d_steps!r}, expected an integer from 1")
+        if self.update not in UPDATES:
+            raise ConfigError(f"Game: update is {self.update!r}, expected one of {', '.join(UPDATES)}")
+        if not 0 <= self.smoothing < 1:
+            raise ConfigError(f"Game: smoothing is {self.smoothing}, expected 0 <= smoothing < 1")
+        if self.smoothing and not self.loss.labels:
+            raise ConfigError(f"Game: the loss {self.loss.name} has no labels to smooth")
+        self._noise_at(0)
+
+    def _noise_at(self, step: int) -> float:
+        std = self.noise(step) if callable(self.noise) else self.noise
+        if not 0 <= std < np.inf:
+            raise ConfigError(f"Game: noise is {std} at step {step}, expected a finite number from 0")
+        return std
+
+    def step(
+        self, reals: Tensor | Sequence[Tensor], latents: Tensor | Sequence[Tensor], *, random: Stream
+    ) -> dict[str, Tensor]:
+        """One round: `d_steps` steps of the discriminator, one of the generator, the average, in place.
+
+        Args:
+            reals: a batch (N, ...) of real samples for each step of the discriminator.
+            latents: a batch for each step of the discriminator, and one for the generator's unless
+                `share_fake`.
+            random: for noise, dropout and penalties; with `stream.at(step)` any step can be repeated.
+
+        Returns: scalars, each from before the update that it leads to: of the discriminator's last step
+            `d_loss` (without the penalties), `penalty`, and the mean probabilities `d_real` of D(x) and
+            `d_fake` of D(G(z)); and `g_loss`.
+
+        Raises: `ShapeError` for another number of batches.
+        """
+        reals = [reals] if isinstance(reals, Tensor) else list(reals)
+        latents = [latents] if isinstance(latents, Tensor) else list(latents)
+        wanted = self.d_steps + (not self.share_fake)
+        if len(reals) != self.d_steps or len(latents) != wanted:
+            raise ShapeError(
+                f"Game: {len(reals)} real and {len(latents)} latent batches for d_steps={self.d_steps} and"
+                f" share_fake={self.share_fake}, expected {self.d_steps} and {wanted}"
+            )
+        with recording(True):
+            for k, real in enumerate(reals):
+                last = k == self.d_steps - 1
+                with recording(self.share_fake and last):
+                    fake = self.generator(latents[k], train=True, random=random)
+                metrics, d_gradients = self._discriminator_gradients(real, fake.detach(), random)
+                if not last or self.update == "alternating":
+                    self._of_discriminator.move(d_gradients)
+            if not self.share_fake:
+                fake = self.generator(latents[-1], train=True, random=random)
+            metrics["g_loss"], g_gradients = self._generator_gradients(real, fake, random)
+        if self.update == "simultaneous":
+            self._of_discriminator.move(d_gradients)
+        self._of_generator.move(g_gradients)
+        self._update_average()
+        self.steps += 1
+        return metrics
+
+    def _discriminator_gradients(
+        self, real: Tensor, fake: Tensor, random: Stream
+    ) -> tuple[dict[str, Tensor], list[Tensor]]:
+        def judge(x: Tensor) -> Tensor:
+            return self.discriminator(x, train=True, random=random)
+
+        with no_grad():
+            real, fake = self._noisy(real, random), self._noisy(fake, random)
+        real_logits, fake_logits = judge(real), judge(fake)
+        loss = self.loss.discriminator(real_logits, fake_logits, 1.0 - self.smoothing)
+        terms = [penalty(judge, real, fake, real_logits, fake_logits, random) for penalty in self.penalties]
+        gradients = self._of_discriminator.gradients(loss, *terms)
+        with no_grad():
+            metrics = {
+                "d_loss": loss.detach(),
+                "penalty": sum(terms, tensor(0.0, loss.dtype)),
+                "d_real": mean(sigmoid(real_logits)),
+                "d_fake": mean(sigmoid(fake_logits)),
+            }
+        return metrics, gradients
+
+    def _generator_gradients(self, real: Tensor, fake: Tensor, random: Stream) -> tuple[Tensor, list[Tensor]]:
+        real_logits = None
+        if self.loss.paired:
+            with no_grad():
+                real_logits = self.discriminator(self._noisy(real, random), train=True, random=random)
+        fake_logits = self.discriminator(self._noisy(fake, random), train=True, random=random)
+        loss = self.loss.generator(real_logits, fake_logits)
+        return loss.detach(), self._of_generator.gradients(loss)
+
+    def _noisy(self, x: Tensor, random: Stream) -> Tensor:
+        std = self._noise_at(self.steps)
+        return x + random.normal(x.shape, std=std, dtype=x.dtype) if std else x
+
+    def _update_average(self) -> None:
+        if self._average is not None:
+            trained = self._of_generator.parameters
+            self._average.update(trained, self._averages, self.steps)
+            for name in self._averages.keys() - trained.keys():
+                apply(ASSIGN, self._averages[name], self._originals[name])
+
+    def _players(self) -> dict[str, _Player]:
+        return {"generator": self._of_generator, "discriminator": self._of_discriminator}
+
+    def _tensors(self) -> dict[str, Tensor]:
+        parts = {name: player.network.state() for name, player in self._players().items()}
+        for name, player in self._players().items():
+            parts |= {f"{name}_optimizer.{slot}": tensors for slot, tensors in player.memory.slots.items()}
+        parts["ema"] = self._averages
+        return {f"{part}.{name}": x for part, tensors in parts.items() for name, x in tensors.items()}
+
+    def _counters(self) -> dict[str, Array]:
+        steps = {f"{name}_optimizer.step": player.memory.step for name, player in self._players().items()}
+        return {name: np.array(n, np.int64) for name, n in (steps | {"step": self.steps}).items()}
+
+    def state(self) -> dict[str, Array]:
+        """Copies of all arrays that the game needs to continue, by name.
+
+        "generator.…" and "discriminator.…" as in the modules' `state()`; "ema.…", the averaged generator;
+        "generator_optimizer.m.…" and so on for each slot and player; and the counters "step",
+        "generator_optimizer.step" and "discriminator_optimizer.step".
+        """
+        return {name: x.array.copy() for name, x in self._tensors().items()} | self._counters()
+
+    def load_state(self, arrays: Mapping[str, Array]) -> None:
+        """Continue from what `state()` returned, in a game of the same networks and optimisers.
+
+        Raises `CheckpointError`, before anything is changed, for other names, shapes or dtypes, or a counter below 0.
+        """
+        tensors, counters = self._tensors(), self._counters()
+        check_arrays({name: x.array for name, x in tensors.items()} | counters, arrays)
+        for name in counters:
+            if int(arrays[name]) < 0:
+                raise CheckpointError(f"the counter {name} is {int(arrays[name])}, expected 0 or more")
+        assign(tensors, arrays)
+        self.steps = int(arrays["step"])
+        for name, player in self._players().items():
+            player.memory.step = int(arrays[f"{name}_optimizer.step"])

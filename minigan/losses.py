@@ -1,0 +1,144 @@
+"""GAN losses as one table: what each player minimises, and what that is at the solution of the game.
+
+Both players are given logits, a = D(x) before any sigmoid. With D(x) = σ(a), log D = -softplus(-a) and
+log(1 - D) = -softplus(a), which are finite for every finite logit, while the logarithm of a rounded
+probability is not.
+
+The game of Goodfellow et al. 2014 (eq. 1) is min over G, max over D of V(D, G) = E log D(x) + E log(1 - D(G(z))).
+The discriminator *maximises* V, so what it minimises here is -V; `minimax` has the generator minimise V itself.
+The optima are for a generator that has become the data: then D(x) = 1/2, the logit 0, is the best answer.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from minigan.errors import ConfigError, ShapeError
+from minigan.ops import mean, relu, sigmoid_cross_entropy, softplus
+from minigan.tensor import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """One row of the table; every function returns a scalar to be *minimised*, means over the batch.
+
+    Attributes:
+        discriminator: `discriminator(real_logits, fake_logits, real_label=1.0)`. Logits are (N, 1) or (N,); the
+            label is that of real samples, below 1 for one-sided smoothing (Salimans et al. 2016, §3.4).
+        generator: `generator(real_logits, fake_logits)`; the first may be `None` unless the loss is `paired`.
+        labels: whether there is a label to smooth.
+        paired: whether the generator's step compares its samples with real ones, and so needs both logits.
+        formula, source: what is computed, and whose it is.
+        optimum: both losses where the generated samples are distributed as the data.
+
+    >>> import minigan as mg
+    >>> logits = mg.tensor([[0.0], [0.0]])
+    >>> round(mg.losses.table["non_saturating"].discriminator(logits, logits).item(), 4)
+    1.3863
+    """
+
+    name: str
+    discriminator: Callable[..., Tensor]
+    generator: Callable[[Tensor | None, Tensor], Tensor]
+    formula: str
+    optimum: str
+    source: str
+    labels: bool = False
+    paired: bool = False
+
+
+def _cross_entropy(real: Tensor, fake: Tensor, real_label: float = 1.0) -> Tensor:
+    likely = softplus(-real) if real_label == 1 else sigmoid_cross_entropy(real, real_label)
+    return mean(likely) + mean(softplus(fake))
+
+
+def _least_squares(real: Tensor, fake: Tensor, real_label: float = 1.0) -> Tensor:
+    return (mean((real - real_label) ** 2) + mean(fake**2)) * 0.5
+
+
+def _wasserstein(real: Tensor, fake: Tensor, real_label: float = 1.0) -> Tensor:
+    return mean(fake) - mean(real)
+
+
+def _hinge(real: Tensor, fake: Tensor, real_label: float = 1.0) -> Tensor:
+    return mean(relu(1.0 - real)) + mean(relu(1.0 + fake))
+
+
+def _ahead(ours: Tensor | None, theirs: Tensor | None) -> Tensor:
+    """E softplus(-(a - b)): small where each of our logits a is larger than its partner b."""
+    if ours is None or theirs is None or ours.shape != theirs.shape:
+        shapes = " and ".join("none" if x is None else str(x.shape) for x in (ours, theirs))
+        raise ShapeError(f"relativistic: samples are compared in pairs, but the logits have shapes {shapes}")
+    return mean(softplus(theirs - ours))
+
+
+table = {
+    loss.name: loss
+    for loss in (
+        Loss(
+            "minimax",
+            _cross_entropy,
+            lambda real, fake: -mean(softplus(fake)),
+            formula="V = E log D(x) + E log(1 - D(G(z))); D: -V; G: E log(1 - D(G(z)))",
+            optimum="D: log 4 = 1.386 (V = -log 4); G: -log 2 = -0.693",
+            source="Goodfellow et al. 2014, eq. 1 and Theorem 1",
+            labels=True,
+        ),
+        Loss(
+            "non_saturating",
+            _cross_entropy,
+            lambda real, fake: mean(softplus(-fake)),
+            formula="D: -E log D(x) - E log(1 - D(G(z))); G: -E log D(G(z))",
+            optimum="D: log 4 = 1.386; G: log 2 = 0.693",
+            source="Goodfellow et al. 2014, §3, last paragraph",
+            labels=True,
+        ),
+        Loss(
+            "least_squares",
+            _least_squares,
+            lambda real, fake: mean((fake - 1.0) ** 2) * 0.5,
+            formula="with the logit a: D: ½ E (a(x) - 1)² + ½ E a(G(z))²; G: ½ E (a(G(z)) - 1)²",
+            optimum="at a = 1/2: D: 1/4; G: 1/8",
+            source="Mao et al. 2017, eq. 9",
+            labels=True,
+        ),
+        Loss(
+            "wasserstein",
+            _wasserstein,
+            lambda real, fake: -mean(fake),
+            formula="with the logit a: D: E a(G(z)) - E a(x); G: -E a(G(z)); D is to be 1-Lipschitz",
+            optimum="D: 0; G: any number, as adding a constant to a changes nothing",
+            source="Arjovsky, Chintala and Bottou 2017, eq. 3",
+        ),
+        Loss(
+            "hinge",
+            _hinge,
+            lambda real, fake: -mean(fake),
+            formula="with the logit a: D: E max(0, 1 - a(x)) + E max(0, 1 + a(G(z))); G: -E a(G(z))",
+            optimum="D: 2; G: any number in [-1, 1]",
+            source="Lim and Ye 2017; Miyato et al. 2018, eq. 16 and 17",
+        ),
+        Loss(
+            "relativistic",
+            lambda real, fake, real_label=1.0: _ahead(real, fake),
+            lambda real, fake: _ahead(fake, real),
+            formula="D: E softplus(-(a(x) - a(G(z)))); G: E softplus(-(a(G(z)) - a(x)))",
+            optimum="D: log 2 = 0.693; G: log 2",
+            source="Jolicoeur-Martineau 2019 (RSGAN); Huang et al. 2024, eq. 2 (RpGAN)",
+            paired=True,
+        ),
+    )
+}
+
+
+def find(loss: str | Loss) -> Loss:
+    """The record of that name, or the record itself; `ConfigError` lists the names there are.
+
+    >>> import minigan as mg
+    >>> mg.losses.find("hinge").optimum
+    'D: 2; G: any number in [-1, 1]'
+    """
+    if isinstance(loss, Loss):
+        return loss
+    if loss not in table:
+        raise ConfigError(f"loss {loss!r} does not exist; there are {', '.join(table)}")
+    return table[loss]

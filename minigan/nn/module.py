@@ -1,0 +1,147 @@
+"""A network is a tree of plain Python objects: attributes that are tensors, modules, or lists of modules."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+
+from minigan.backend import Array
+from minigan.errors import CheckpointError, ShapeError
+from minigan.ops.random import Stream
+from minigan.tape import Input, Primitive, Sample, Spec, apply
+from minigan.tensor import Tensor
+
+LISTED = 10  # differences named in one error
+
+
+def _assign_infer(old: Array, new: Array) -> tuple[Spec]:
+    if old.shape != new.shape:
+        raise ShapeError(f"assign: a tensor of shape {old.shape} cannot take values of shape {new.shape}")
+    return ((old.shape, old.dtype),)
+
+
+ASSIGN = Primitive(
+    "assign",
+    _assign_infer,
+    kernel=lambda outs, old, new: np.copyto(outs[0], new, casting="same_kind"),
+    donates=1,
+    samples=(
+        Sample((Input((2, 3)), Input((2, 3)))),
+        Sample((Input(()), Input(()))),
+        Sample((Input((0,)), Input((0,)))),
+    ),
+)
+
+
+class Module(ABC):
+    """A part of a network: a function of one tensor with parameters as plain attributes.
+
+    A subclass sets its tensors and modules as attributes and defines `__call__`. Lists and tuples of modules
+    count as attributes too. `buffers` names the tensors that are state but not trained, such as running
+    means.
+
+    >>> import minigan as mg
+    >>> class Scale(mg.nn.Module):
+    ...     def __init__(self):
+    ...         self.factor = mg.tensor([2.0])
+    ...     def __call__(self, x, *, train=False, random=None):
+    ...         return x * self.factor
+    >>> scale = Scale()
+    >>> scale(mg.tensor([1.0, 3.0])).numpy()
+    array([2., 6.], dtype=float32)
+    >>> list(scale.parameters())
+    ['factor']
+    """
+
+    buffers: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def __call__(self, x: Tensor, *, train: bool = False, random: Stream | None = None) -> Tensor:
+        """The output for a batch x, (N, ...); with `train`, dropout and the like draw from `random`."""
+
+    def state(self) -> dict[str, Tensor]:
+        """All tensors by name ("layers.0.weight") in the order of the attributes; a shared one once."""
+        return {name: x for name, x, _ in _walk(self, "", set())}
+
+    def parameters(self) -> dict[str, Tensor]:
+        """The tensors that are trained: `state()` without the buffers."""
+        return {name: x for name, x, trained in _walk(self, "", set()) if trained}
+
+    def count(self) -> int:
+        """How many numbers are trained."""
+        return sum(x.size for x in self.parameters().values())
+
+    def load_state(self, arrays: Mapping[str, Array]) -> None:
+        """Copy `arrays`, named as in `state()`, into the tensors in place.
+
+        Raises `CheckpointError`, before anything is changed, if a name is missing or unknown or a shape or
+        dtype differs.
+        """
+        state = self.state()
+        check_arrays({name: x.array for name, x in state.items()}, arrays)
+        assign(state, arrays)
+
+    def __repr__(self) -> str:
+        return "\n".join(_describe(self))
+
+
+def check_arrays(expected: Mapping[str, Array], given: Mapping[str, Array]) -> None:
+    """Raise `CheckpointError`, listing what differs, unless names, shapes and dtypes are as expected."""
+    wrong = [f"{name}: missing" for name in expected if name not in given]
+    wrong += [f"{name}: unknown" for name in given if name not in expected]
+    for name, array in expected.items():
+        if name in given:
+            have, want = ((np.shape(a), np.asarray(a).dtype) for a in (given[name], array))
+            if have != want:
+                wrong.append(f"{name}: {have[1]} {have[0]}, expected {want[1]} {want[0]}")
+    if wrong:
+        rest = f"; and {len(wrong) - LISTED} more" if len(wrong) > LISTED else ""
+        raise CheckpointError(f"the arrays do not fit: {'; '.join(wrong[:LISTED])}{rest}")
+
+
+def assign(tensors: Mapping[str, Tensor], arrays: Mapping[str, Array]) -> None:
+    """Copy each array into the tensor of the same name, in place."""
+    for name, x in tensors.items():
+        apply(ASSIGN, x, Tensor(np.asarray(arrays[name])))
+
+
+def _children(module: Module) -> Iterator[tuple[str, Any]]:
+    """The tensors and modules that are attributes of `module`, or stand in a list that is one."""
+    for name, value in vars(module).items():
+        if isinstance(value, (Tensor, Module)):
+            yield name, value
+        elif isinstance(value, (list, tuple)):
+            yield from ((f"{name}.{i}", x) for i, x in enumerate(value) if isinstance(x, (Tensor, Module)))
+
+
+def _walk(module: Module, prefix: str, seen: set[int]) -> Iterator[tuple[str, Tensor, bool]]:
+    seen.add(id(module))
+    for name, value in _children(module):
+        if id(value) in seen:
+            continue
+        if isinstance(value, Module):
+            yield from _walk(value, f"{prefix}{name}.", seen)
+        else:
+            seen.add(id(value))
+            yield prefix + name, value, name not in module.buffers
+
+
+def _describe(module: Module) -> Iterator[str]:
+    """The lines of `repr`: a module's settings, tensors and count, and the same of its children, indented."""
+    children = dict(_children(module))
+    inside = {name.split(".")[0] for name in children}
+    settings = [
+        f"{k}={v!r}" for k, v in vars(module).items() if not (k.startswith("_") or k in inside or v is None)
+    ]
+    tensors = [f"{name} {x.shape}" for name, x in children.items() if isinstance(x, Tensor)]
+    count = module.count()
+    yield "  ".join(
+        [f"{type(module).__name__}({', '.join(settings)})", *tensors]
+        + [f"# {count:,} parameters"] * bool(count)
+    )
+    for name, child in children.items():
+        if isinstance(child, Module):
+            first, *rest = _describe(child)
+            yield f"  {name}: {first}"
+            yield from (f"  {line}" for line in rest)

@@ -1,0 +1,122 @@
+"""Penalties on the discriminator's gradient with respect to its input, added to its loss.
+
+They contain a first derivative, so the discriminator's update takes a second one: `grad` of a `grad` made
+with
+`create_graph=True`. Norms are over all elements of one sample; the length of a zero gradient has derivative 0
+here, where the rule of a plain square root gives 0 · inf = NaN.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from minigan.errors import ConfigError, ShapeError
+from minigan.ops import Stream, mean, norm, reshape, std
+from minigan.tape import grad, no_grad
+from minigan.tensor import Tensor
+
+Discriminator = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Penalty:
+    """A penalty with its weight: a scalar tensor from what the discriminator's step has at hand.
+
+    `penalty(discriminator, real, fake, real_logits, fake_logits, random)`: the batches (N, ...) that the
+    logits (N, 1) were computed from, and a stream for penalties that draw points of their own.
+
+    >>> import minigan as mg
+    >>> x = mg.tensor([[3.0, 4.0]])
+    >>> critic = lambda x: (x * x).sum(axis=1, keepdims=True)  # its gradient is 2 x, of length 10
+    >>> mg.penalties.r1(0.1)(critic, x, x, critic(x), critic(x), mg.ops.Stream(0, "docs")).item()
+    5.0
+    """
+
+    name: str
+    weight: float
+    compute: Callable[[Discriminator, Tensor, Tensor, Tensor, Tensor, Stream], Tensor]
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight < math.inf:
+            raise ConfigError(f"{self.name}: weight {self.weight} is not a finite number from 0")
+
+    def __call__(
+        self,
+        discriminator: Discriminator,
+        real: Tensor,
+        fake: Tensor,
+        real_logits: Tensor,
+        fake_logits: Tensor,
+        random: Stream,
+    ) -> Tensor:
+        """The weighted penalty, a scalar."""
+        return self.compute(discriminator, real, fake, real_logits, fake_logits, random) * self.weight
+
+    def __repr__(self) -> str:
+        return f"{self.name}({self.weight:g})"
+
+
+def _half_squared_gradient(logits: Tensor, x: Tensor) -> Tensor:
+    """½ E |∇D(x)|². The samples do not see each other, so one gradient of the sum has all of theirs."""
+    gx: Tensor = grad(logits.sum(), x, create_graph=True)[0]
+    return (gx * gx).sum() * (0.5 / x.shape[0])
+
+
+def _slope_from_one(discriminator: Discriminator, x: Tensor) -> Tensor:
+    """E (|∇D(x)| - 1)²."""
+    (gx,) = grad(discriminator(x).sum(), x, create_graph=True)
+    return mean((norm(reshape(gx, (x.shape[0], -1)), axis=1) - 1.0) ** 2)
+
+
+def r1(gamma: float) -> Penalty:
+    """γ/2 · E |∇D(x)|² over real samples (Mescheder, Geiger and Nowozin 2018, eq. 9)."""
+    return Penalty(
+        "r1",
+        gamma,
+        lambda d, real, fake, real_logits, fake_logits, random: _half_squared_gradient(real_logits, real),
+    )
+
+
+def r2(gamma: float) -> Penalty:
+    """γ/2 · E |∇D(x)|² over generated samples (Mescheder, Geiger and Nowozin 2018, eq. 10)."""
+    return Penalty(
+        "r2",
+        gamma,
+        lambda d, real, fake, real_logits, fake_logits, random: _half_squared_gradient(fake_logits, fake),
+    )
+
+
+def wgan_gp(weight: float = 10.0) -> Penalty:
+    """λ · E (|∇D(x̂)| - 1)² at x̂ = u x + (1 - u) G(z), u ~ U(0, 1) (Gulrajani et al. 2017, eq. 3)."""
+
+    def compute(
+        d: Discriminator, real: Tensor, fake: Tensor, _r: Tensor, _f: Tensor, random: Stream
+    ) -> Tensor:
+        if real.shape != fake.shape:
+            raise ShapeError(f"wgan_gp: real samples {real.shape} and generated ones {fake.shape} are paired")
+        with no_grad():
+            between = _each(random, real) * (real - fake) + fake
+        return _slope_from_one(d, between)
+
+    return Penalty("wgan_gp", weight, compute)
+
+
+def dragan(weight: float = 10.0, scale: float = 0.5) -> Penalty:
+    """λ · E (|∇D(x + u δ)| - 1)² around real samples (Kodali et al. 2017, Algorithm 1).
+
+    δ is uniform between 0 and `scale` standard deviations of the batch in every element, and u ~ U(0, 1) per
+    sample, as in the authors' code.
+    """
+
+    def compute(d: Discriminator, real: Tensor, _x: Tensor, _r: Tensor, _f: Tensor, random: Stream) -> Tensor:
+        with no_grad():
+            noise = random.uniform(real.shape, dtype=real.dtype) * (std(real) * scale)
+            near = real + _each(random, real) * noise
+        return _slope_from_one(d, near)
+
+    return Penalty("dragan", weight, compute)
+
+
+def _each(random: Stream, x: Tensor) -> Tensor:
+    """One number from U(0, 1) for each sample of x, in a shape that broadcasts over its elements."""
+    return random.uniform((x.shape[0],) + (1,) * (x.ndim - 1), dtype=x.dtype)

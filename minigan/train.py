@@ -1,0 +1,521 @@
+"""Training from images to a run folder: `GAN`, what it writes, and how a file of settings becomes a `GAN` again."""
+
+import contextlib
+import json
+import math
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, TextIO
+
+import numpy as np
+
+from minigan import checkpoint, models, optim, penalties, report
+from minigan.backend import Array
+from minigan.data import Batches, as_images, digits
+from minigan.errors import CheckpointError, ConfigError, ExtraError, NonFiniteError
+from minigan.game import Game
+from minigan.losses import Loss
+from minigan.nn import Module, init as initializers
+from minigan.ops.random import Stream
+from minigan.optim import Adam, Curve, Optimizer
+from minigan.penalties import Penalty
+from minigan.report import Record
+from minigan.tape import no_grad
+from minigan.tensor import Tensor, asarray
+
+LATENTS = ("uniform", "normal")
+LOGGED = ("d_loss", "g_loss", "penalty", "d_real", "d_fake")
+LOG_EVERY = 10  # steps that one record is the mean of
+GRID = 100  # samples in a picture
+CHUNK = 4096  # samples made at a time, so that memory does not grow with their number
+WEIGHTS = os.path.join("checkpoints", "final.safetensors")
+FORMAT = 1  # of the checkpoint's settings; a reader refuses a newer one
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a call of `fit` did.
+
+    Attributes:
+        records: a dict per 10 steps: `step` (made so far), the means over these steps of the losses `d_loss` and
+            `g_loss`, of `penalty`, and of `d_real` and `d_fake`, the mean D(x) and D(G(z)); `seconds` since the start
+            and `steps_per_second`.
+        out: the run folder, or `None`.
+        seconds: the time that training took, compilation and pictures included.
+    """
+
+    records: list[Record]
+    out: str | None
+    seconds: float
+
+
+class GAN:
+    """A generator and a discriminator to be trained on images.
+
+    Args:
+        generator: from latents (N, latent) to samples (N, *shape) in [0, 1]; `latent` and `shape` are attributes of it.
+        discriminator: from samples to logits (N, 1).
+        loss: a name in `minigan.losses.table`, or a record of one's own.
+        penalty: one of `minigan.penalties`, or several.
+        optimizer: the generator's, and the discriminator's unless it has its own; by default Adam at 1e-3, b1 = 0.5.
+        ema, d_steps, update, share_fake, smoothing, noise: as for `minigan.Game`.
+        latent: what latents are drawn from, "uniform" in (-1, 1) or "normal" (0, 1).
+        seed: of latents, batches, noise; the networks' weights have seeds of their own.
+
+    Raises: `ConfigError` for a setting outside its range.
+
+    >>> import minigan as mg
+    >>> g = mg.models.mlp_generator(latent=8, hidden=(16,), shape=(8, 8, 1))
+    >>> d = mg.models.mlp_discriminator(shape=(8, 8, 1), hidden=(16,))
+    >>> gan = mg.GAN(g, d, penalty=mg.penalties.r1(0.1))
+    >>> run = gan.fit(mg.data.digits()[0], steps=20, batch=16)
+    >>> run.records[-1]["step"], gan.sample(3).shape
+    (20, (3, 8, 8, 1))
+    """
+
+    def __init__(
+        self,
+        generator: Module,
+        discriminator: Module,
+        *,
+        loss: str | Loss = "non_saturating",
+        penalty: Penalty | Sequence[Penalty] | None = None,
+        optimizer: Optimizer | None = None,
+        discriminator_optimizer: Optimizer | None = None,
+        ema: float | None = 0.999,
+        d_steps: int = 1,
+        update: str = "alternating",
+        share_fake: bool = False,
+        smoothing: float = 0.0,
+        noise: float | Callable[[int], float] = 0.0,
+        latent: str = "uniform",
+        seed: int = 0,
+    ) -> None:
+        if latent not in LATENTS:
+            raise ConfigError(f"latent {latent!r} does not exist; there are {', '.join(LATENTS)}")
+        if not all(hasattr(generator, name) for name in ("latent", "shape")):
+            raise ConfigError("the generator needs attributes: latent, a number, and shape, of one sample")
+        shapes = [tuple(network.shape) for network in (generator, discriminator) if hasattr(network, "shape")]
+        if len(set(shapes)) > 1:
+            raise ConfigError(
+                f"the generator makes samples of {shapes[0]}, the discriminator takes {shapes[1]}"
+            )
+        self.shape, self.latents = shapes[0], (int(getattr(generator, "latent", 0)),)
+        self.latent, self.seed = latent, seed
+        self.optimizer = optimizer or Adam(1e-3, b1=0.5)
+        self.discriminator_optimizer = discriminator_optimizer or self.optimizer
+        self.game = Game(
+            generator,
+            discriminator,
+            loss=loss,
+            penalty=penalty,
+            generator_optimizer=self.optimizer,
+            discriminator_optimizer=self.discriminator_optimizer,
+            ema=ema,
+            d_steps=d_steps,
+            update=update,
+            share_fake=share_fake,
+            smoothing=smoothing,
+            noise=noise,
+        )
+        self.ema = ema
+        self.dtype = next((p.dtype for p in generator.parameters().values()), np.dtype(np.float32))
+        # Samples of a tanh lie in (-1, 1), images in [0, 1]: x ↦ 2 x - 1 takes the one to the other.
+        self._signed = getattr(generator, "config", {}).get("output") == "tanh"
+        self._noise, self._prior = Stream(seed, "noise"), Stream(seed, "latent")
+
+    def step(self, batches: Batches) -> dict[str, float]:
+        """One round of the game on the batches and random numbers of this step; gives its metrics.
+
+        The metrics are those of `minigan.Game.step`. Steps are counted from when the `GAN` was made.
+        """
+        step, game = self.game.steps, self.game
+        prior = self._prior.at(step)
+        reals = [self._real(batches.at(step * game.d_steps + k)) for k in range(game.d_steps)]
+        latents = [self._draw(prior, batches.batch) for _ in range(game.d_steps + (not game.share_fake))]
+        metrics = game.step(reals, latents, random=self._noise.at(step))
+        return {name: metrics[name].item() for name in LOGGED}
+
+    def _real(self, batch: Array) -> Tensor:
+        batch = batch.reshape(-1, *self.shape).astype(self.dtype, copy=False)
+        return asarray(batch * 2 - 1 if self._signed else batch)
+
+    def _draw(self, stream: Stream, count: int) -> Tensor:
+        shape = (count, *self.latents)
+        if self.latent == "normal":
+            return stream.normal(shape, dtype=self.dtype)
+        return stream.uniform(shape, -1.0, 1.0, dtype=self.dtype)
+
+    def fit(
+        self,
+        images: Any,
+        *,
+        steps: int = 10_000,
+        batch: int = 64,
+        out: str | os.PathLike[str] | None = None,
+        progress: bool = False,
+        sample_every: int = 1000,
+        source: str = "an array",
+    ) -> Run:
+        """Train for `steps` more steps on `images`.
+
+        Args:
+            images: (N, H, W) or (N, H, W, C), uint8 or floats in [0, 1], of the networks' shape.
+            batch: images in a step of the discriminator.
+            out: a new or empty folder for the run: `config.toml`, `metrics.jsonl`, `samples/step_….png`, `curves.png`
+                and `checkpoints/final.safetensors`. Needs the extra `cli`, and `plot` for the curves. By default
+                nothing is written.
+            progress: show it, live on a terminal and as lines elsewhere.
+            sample_every: steps between two pictures of the same latents.
+            source: where the images are from, for `config.toml`, which also identifies them by their SHA-256.
+
+        Raises: `DataError` for other images; `ConfigError` for a setting outside its range and a folder that is not
+            empty; `ExtraError` before training if a package is missing; `NonFiniteError` if a loss is NaN or infinite;
+            `CheckpointError` if the weights cannot be written.
+        """
+        data = as_images(images, self.shape)
+        _positive(steps=steps, batch=batch, sample_every=sample_every)
+        batches = Batches(data, batch, Stream(self.seed, "data"))
+        begun, start = time.perf_counter(), self.game.steps
+        stop, records = start + steps, []
+        with contextlib.ExitStack() as stack:
+            folder = None
+            if out is not None:
+                training = {"steps": steps, "batch": batch, "sample_every": sample_every, "first_step": start}
+                described = {"source": source, "shape": list(data.shape), "dtype": data.dtype.name}
+                described["sha256"] = checkpoint.digest({"images": data})
+                config = self.config() | {"training": training, "data": described}
+                folder = stack.enter_context(_Folder(os.fspath(out), config))
+                folder.picture(self)
+            shown = report.progress(start, stop) if progress else report.Silence()
+            stack.callback(shown.close)
+            log = _Log(start)
+            while self.game.steps < stop:
+                metrics = self.step(batches)
+                record = log.add(self.game.steps, metrics, last=self.game.steps == stop)
+                if record:
+                    records.append(record)
+                    shown.update(record)
+                if folder:
+                    folder.write(record)
+                    if (self.game.steps - start) % sample_every == 0 or self.game.steps == stop:
+                        folder.picture(self)
+            if folder:
+                folder.finish(self, records)
+        return Run(records, None if out is None else os.fspath(out), time.perf_counter() - begun)
+
+    def sample(self, n: int, seed: int = 0, raw: bool = False) -> Array:
+        """`n` new images: float32 (n, H, W, C) in [0, 1], from the averaged weights or, with `raw`, the last ones.
+
+        The same seed gives the same latents, and the first of many are those of few. Samples of a flat shape (P,) are
+        square if P is a square, otherwise one row.
+        """
+        _positive(n=n)
+        game = self.game
+        generator = game.generator if raw or game.ema_generator is None else game.ema_generator
+        with no_grad():
+            z = self._draw(Stream(seed, "sample"), n)
+            parts = [generator(z[i : i + CHUNK]).numpy() for i in range(0, n, CHUNK)]
+        samples = np.concatenate(parts).astype(np.float32, copy=False)
+        samples = samples * 0.5 + 0.5 if self._signed else samples
+        return np.clip(samples, 0, 1).reshape(n, *_as_image(self.shape))
+
+    def config(self) -> dict[str, Any]:
+        """All settings as numbers, texts, lists and dicts of them: what `config.toml` holds and `build` takes.
+
+        What cannot be described, such as a network of one's own, stands as its `repr`; what is off is left out.
+        """
+        game = self.game
+        described = {
+            "seed": self.seed,
+            "loss": game.loss.name,
+            "latent": self.latent,
+            "ema": self.ema,
+            "d_steps": game.d_steps,
+            "update": game.update,
+            "share_fake": game.share_fake,
+            "smoothing": game.smoothing,
+            "noise": repr(game.noise) if callable(game.noise) else game.noise,
+            "generator": _network(game.generator),
+            "discriminator": _network(game.discriminator),
+            "optimizer": _optimizer(self.optimizer),
+            "discriminator_optimizer": _optimizer(self.discriminator_optimizer),
+            "penalty": [{"name": p.name, "weight": p.weight} for p in game.penalties],
+        }
+        return _without_none(described)  # type: ignore[no-any-return]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write all weights, averages, optimiser states and counters, with the settings, to a safetensors file."""
+        about = {"format": FORMAT, "config": self.config(), "environment": _environment()}
+        # One entry, because safetensors writes several in an order that changes from process to process.
+        checkpoint.save(path, self.game.state(), {"minigan": json.dumps(about, sort_keys=True)})
+
+
+def restore(path: str | os.PathLike[str]) -> GAN:
+    """The GAN of a run folder, or of a file written by `GAN.save`, as it was then.
+
+    Raises `CheckpointError` if the file is missing, damaged or not one of minigan's, and `ConfigError` if its networks
+    are not of `minigan.models` (build them yourself and use `minigan.load`).
+    """
+    name = os.fspath(path)
+    name = os.path.join(name, WEIGHTS) if os.path.isdir(name) else name
+    arrays, metadata = checkpoint.load_all(name)
+    try:
+        about = json.loads(metadata["minigan"])
+        version, config = int(about["format"]), dict(about["config"])
+    except (KeyError, TypeError, ValueError, RecursionError):
+        raise CheckpointError(f"{name}: has no settings of minigan in its header") from None
+    if version > FORMAT:
+        raise CheckpointError(
+            f"{name}: has format {version}, this minigan reads up to {FORMAT}: upgrade minigan"
+        )
+    gan = build(config)
+    gan.game.load_state(arrays)
+    return gan
+
+
+# Settings as plain values, and back
+
+
+def _positive(**settings: int) -> None:
+    for name, value in settings.items():
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+            raise ConfigError(f"{name} is {value!r}: expected an integer from 1")
+
+
+def _as_image(shape: tuple[int, ...]) -> tuple[int, ...]:
+    if len(shape) > 1:
+        return shape
+    side = math.isqrt(shape[0])
+    return (side, side, 1) if side * side == shape[0] else (1, shape[0], 1)
+
+
+def _network(network: Module) -> dict[str, Any]:
+    return getattr(network, "config", None) or {"model": "custom", "repr": repr(network)}
+
+
+def _optimizer(optimizer: Optimizer) -> dict[str, Any]:
+    settings = {f.name: getattr(optimizer, f.name) for f in fields(optimizer)}
+    if isinstance(optimizer.lr, Curve):
+        settings["lr"] = {f.name: getattr(optimizer.lr, f.name) for f in fields(optimizer.lr)}
+    elif callable(optimizer.lr):
+        settings["lr"] = {"name": "custom", "repr": repr(optimizer.lr)}
+    return {"name": type(optimizer).__name__, **settings}
+
+
+def _without_none(x: Any) -> Any:
+    """TOML has no null: what is `None` is left out."""
+    return {k: _without_none(v) for k, v in x.items() if v is not None} if isinstance(x, dict) else x
+
+
+def _environment() -> dict[str, Any]:
+    """What the bits of a run depend on besides its settings."""
+    from importlib import metadata  # slow to import, and only needed where a file is written
+    from platform import machine, python_version
+
+    def version(package: str) -> str:
+        try:
+            return metadata.version(package)
+        except metadata.PackageNotFoundError:
+            return "none"
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    packages = {name: version(name) for name in ("minigan", "numpy", "numba")}
+    return {**packages, "python": python_version(), "machine": machine(), "cores": cores}
+
+
+def build(config: Mapping[str, Any]) -> GAN:
+    """A new GAN with the settings that `GAN.config` gave. Names are looked up in minigan's own tables only.
+
+    Raises `ConfigError` for a name or setting that does not exist.
+
+    >>> import minigan as mg
+    >>> from minigan.train import build
+    >>> g, d = mg.models.mlp_generator(2, (4,), (8, 8, 1)), mg.models.mlp_discriminator((8, 8, 1), (4,))
+    >>> gan = mg.GAN(g, d, loss="hinge")
+    >>> build(gan.config()).config() == gan.config()
+    True
+    """
+    rest = {k: v for k, v in config.items() if k not in ("training", "data")}
+    try:
+        rest |= {who: _build_network(rest[who]) for who in ("generator", "discriminator")}
+        rest |= {who: _build_optimizer(rest[who]) for who in ("optimizer", "discriminator_optimizer")}
+        rest["penalty"] = [_named(_PENALTIES, "penalty", p["name"])(p["weight"]) for p in rest["penalty"]]
+        return GAN(**{"ema": None, **rest})
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"the settings of a GAN are incomplete or wrong: {error!r}") from None
+
+
+_MODELS: dict[str, Callable[..., Module]] = {
+    "mlp_generator": models.mlp_generator,
+    "mlp_discriminator": models.mlp_discriminator,
+}
+_PENALTIES: dict[str, Callable[..., Penalty]] = {
+    f.__name__: f for f in (penalties.r1, penalties.r2, penalties.wgan_gp, penalties.dragan)
+}
+_OPTIMIZERS: dict[str, type[Optimizer]] = {c.__name__: c for c in (optim.SGD, optim.RMSProp, optim.Adam)}
+_SCHEDULES: dict[str, Callable[..., Any]] = {
+    name: lambda name=name, **settings: Curve(name, **settings) for name in ("constant", "linear", "cosine")
+}
+_INITIALIZERS: dict[str, Any] = {
+    f.__name__: f
+    for f in (
+        initializers.glorot_uniform,
+        initializers.glorot_normal,
+        initializers.he_uniform,
+        initializers.he_normal,
+        initializers.normal,
+        initializers.orthogonal,
+        initializers.zeros,
+    )
+}
+
+
+def _named(table: Mapping[str, Any], what: str, name: Any) -> Any:
+    if name not in table:
+        raise ConfigError(f"{what} {name!r} does not exist; there are {', '.join(table)}")
+    return table[name]
+
+
+def _build_network(config: Mapping[str, Any]) -> Module:
+    settings = {k: v for k, v in config.items() if k != "model"}
+    function = _named(_MODELS, "model", config["model"])
+    if function is models.mlp_generator:
+        settings.setdefault("output", None)
+    settings["init"] = _named(_INITIALIZERS, "initialiser", settings["init"])
+    return function(**settings)  # type: ignore[no-any-return]
+
+
+def _build_optimizer(config: Mapping[str, Any]) -> Optimizer:
+    settings = {k: v for k, v in config.items() if k != "name"}
+    if isinstance(settings["lr"], dict):
+        lr = dict(settings["lr"])
+        settings["lr"] = _named(_SCHEDULES, "schedule", lr.pop("name"))(**lr)
+    return _named(_OPTIMIZERS, "optimizer", config["name"])(**settings)  # type: ignore[no-any-return]
+
+
+# What a run writes down
+
+
+@dataclass
+class _Log:
+    """Means over the steps between two records."""
+
+    start: int
+    begun: float = field(default_factory=time.perf_counter)
+    rows: list[dict[str, float]] = field(default_factory=list)
+    # (time, step) of the last records: the speed is measured over these, so that compiling is soon forgotten
+    times: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=20))
+
+    def add(self, step: int, metrics: dict[str, float], last: bool) -> Record | None:
+        """Take in a step; gives a record after every `LOG_EVERY` steps and after the last one."""
+        self.rows.append(metrics)
+        if len(self.rows) < LOG_EVERY and not last:
+            return None
+        means = {name: sum(row[name] for row in self.rows) / len(self.rows) for name in LOGGED}
+        bad = [f"{name} is {value}" for name, value in means.items() if not math.isfinite(value)]
+        if bad:
+            raise NonFiniteError(
+                f"training diverged between steps {step - len(self.rows)} and {step}: {', '.join(bad)}; try a lower"
+                " learning rate, a penalty such as r1, or clip_norm"
+            )
+        self.rows.clear()
+        now = time.perf_counter()
+        since, first = self.times[0] if self.times else (self.begun, self.start)
+        self.times.append((now, step))
+        speed = (step - first) / max(now - since, 1e-9)
+        return {
+            "step": step,
+            **means,
+            "seconds": round(now - self.begun, 3),
+            "steps_per_second": round(speed, 1),
+        }
+
+
+class _Folder:
+    """A run folder that is being written."""
+
+    def __init__(self, path: str, config: Mapping[str, Any]) -> None:
+        toml = report.needs("tomli_w", "cli")
+        report.needs("PIL.Image", "cli")
+        self.curves = True
+        try:
+            report.needs("matplotlib.figure", "plot")
+        except ExtraError as error:
+            self.curves = False
+            report.say(f"minigan: no loss curves: {error}", error=True)
+        self.path = path
+        try:
+            os.makedirs(path, exist_ok=True)
+            if os.listdir(path):
+                raise ConfigError(f"{path} is not empty: runs are not overwritten, choose another folder")
+            for file in ("samples/", WEIGHTS):
+                os.makedirs(os.path.join(path, os.path.dirname(file)))
+            with open(os.path.join(path, "config.toml"), "wb") as settings:
+                toml.dump(config, settings)
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be made a run folder: {error.strerror}") from None
+
+    def __enter__(self) -> "_Folder":
+        self.metrics: TextIO = open(os.path.join(self.path, "metrics.jsonl"), "w", buffering=1)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.metrics.close()
+
+    def write(self, record: Record | None) -> None:
+        """Append a record; line buffering hands it to the system at once."""
+        if record:
+            self.metrics.write(json.dumps(record) + "\n")
+
+    def picture(self, gan: GAN) -> None:
+        """A grid of what the generator makes of the run's fixed latents."""
+        name = f"step_{gan.game.steps:06}.png"
+        report.save_png(
+            os.path.join(self.path, "samples", name), report.image_grid(gan.sample(GRID, seed=gan.seed))
+        )
+
+    def finish(self, gan: GAN, records: list[Record]) -> None:
+        """The final weights and the curves."""
+        gan.save(os.path.join(self.path, WEIGHTS))
+        if self.curves:
+            report.loss_curves(os.path.join(self.path, "curves.png"), records)
+
+
+# Presets
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A data set with networks and settings that train on it: the article's networks, Adam falling to rate 0, R1."""
+
+    images: Callable[[], Array]
+    shape: tuple[int, ...]
+    steps: int
+    batch: int = 64
+    lr: float = 1e-3
+    gamma: float = 0.1
+    hidden: tuple[int, ...] = (128, 128)
+    latent: int = 100
+
+    def gan(self, *, steps: int, lr: float, seed: int) -> GAN:
+        """A new GAN with these settings; the rates reach 0 after `steps`."""
+        _positive(steps=steps)
+        return GAN(
+            models.mlp_generator(self.latent, self.hidden, self.shape, seed=seed),
+            models.mlp_discriminator(self.shape, self.hidden, seed=seed),
+            penalty=penalties.r1(self.gamma),
+            optimizer=Adam(optim.linear(lr, steps), b1=0.5),
+            seed=seed,
+        )
+
+
+PRESETS = {"digits": Preset(lambda: digits()[0], shape=(8, 8, 1), steps=10_000)}
+
+
+def preset(name: str) -> Preset:
+    """The preset of that name; `ConfigError` lists the names there are."""
+    return _named(PRESETS, "preset", name)  # type: ignore[no-any-return]
