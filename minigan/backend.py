@@ -4,6 +4,7 @@ Arrays are NumPy's, on the CPU, native byte order, aligned. Floating point is fl
 integers serve as masks, labels, indices and random-number counters.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from minigan.errors import DeviceError, DTypeError, ShapeError
 
 Array = np.ndarray[Any, np.dtype[Any]]
+Spec = tuple[tuple[int, ...], Any]  # shape and dtype of an array
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 KINDS = "biu"  # besides floats: booleans, signed and unsigned integers
@@ -26,12 +28,12 @@ def device_name(device: str | None) -> str:
     raise DeviceError(f"device {device!r}: this version of minigan computes on 'cpu' only")
 
 
-def empty(shape: tuple[int, ...], dtype: Any) -> Array:
-    """An uninitialised C-contiguous array; `ShapeError` before anything is allocated if it cannot exist."""
+def allocate(specs: Sequence[Spec]) -> list[Array]:
+    """Uninitialised C-contiguous arrays; `ShapeError` before anything is allocated if one cannot exist."""
     try:
-        return np.empty(shape, dtype)
+        return [np.empty(shape, dtype) for shape, dtype in specs]
     except ValueError as error:
-        raise ShapeError(f"cannot allocate an array of shape {shape}: {error}") from None
+        raise ShapeError(f"cannot allocate arrays of shapes {[shape for shape, _ in specs]}: {error}") from None
 
 
 def native(source: Any, dtype: Any = None, copy: bool | None = None) -> Array:

@@ -38,7 +38,7 @@ def check_grad(
         f: a function of tensors that returns a tensor or a sequence of them; the same value for the same arguments
             (noise must be drawn outside) and smooth within 0.002 of the arguments, relative to those above 1.
         arrays: the arguments. Floats are taken as float64 and are differentiated; integers and booleans are passed on.
-        order: the highest order to check, 1 or more. The cost of an order is some four times the cost of the one before.
+        order: the highest order to check, 1 or more. An order costs some four times as much as the one before.
         tolerance: the error allowed in an entry, relative to max(1, the largest derivative of that order); by default
             1e-9 at order 1 and 1e-7 above.
         seed: of the cotangents.
@@ -209,7 +209,7 @@ def _require(what: str, found: Any, expected: Any, allowed: Any) -> float:
         error = np.abs(np.subtract(found, expected, dtype=np.float64))
         same = (found == expected) | (np.isnan(found) & np.isnan(expected))
     error = np.where(same, 0.0, np.where(np.isnan(error), np.inf, error))
-    excess = np.where(error > 0, error / np.maximum(allowed, np.finfo(np.float64).tiny), 0.0)
+    excess = np.where(error > 0, error / np.fmax(allowed, np.finfo(np.float64).tiny), 0.0)
     at = np.unravel_index(int(np.argmax(excess)), error.shape)
     if excess[at] > 1:
         raise AssertionError(

@@ -45,8 +45,9 @@ def save(
 
     name = os.fspath(path)
     try:
+        # Empty metadata as `None`: safetensors 0.8 writes a header it cannot read where there are no arrays either.
         data = safetensors.numpy.save(
-            {key: _plain(name, key, x) for key, x in tree.items()}, dict(metadata or {})
+            {key: _plain(name, key, x) for key, x in tree.items()}, dict(metadata) if metadata else None
         )
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{name}: cannot be written as safetensors: {error}") from None

@@ -129,7 +129,8 @@ def sample(
     if suffix == ".png":
         save_png(out, image_grid(samples))
     else:
-        np.savez(out, samples=samples)
+        with open(out, "wb") as file:  # a file, because savez would add a suffix to a name that ends in .NPZ
+            np.savez(file, samples=samples)
     say(f"{n:,} samples in {out}")
 
 
@@ -150,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         # Usage errors of typer, which carries click within itself in some versions, and depends on it in others.
         if hasattr(error, "format_message"):
-            return _fail(f"{error.format_message()} (see minigan --help)", 2)
+            return _fail(f"{error.format_message().rstrip('.')} (see minigan --help)", 2)
         if isinstance(error, MiniganError):
             return _fail(str(error), next((code for family, code in EXITS if isinstance(error, family)), 1))
         return _fail(f"{type(error).__name__}: {error} (--debug shows where)", 1)

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.lib.array_utils import normalize_axis_tuple
 
-from minigan.backend import FLOATS, Array
+from minigan.backend import FLOATS, Array, Spec
 from minigan.errors import ShapeError
 from minigan.pointwise import broadcast, check_float
-from minigan.tape import Input, Primitive, Sample, Spec, Thunk, Value, apply, copy
+from minigan.tape import Input, Primitive, Sample, Thunk, Value, apply, copy
 
 Axis = int | Sequence[int] | None
 
@@ -28,7 +28,7 @@ def _cast_kernel(outs: Sequence[Array], x: Array, dtype: Any) -> None:
         np.copyto(outs[0], x, casting="unsafe")
 
 
-CAST = Primitive(
+CAST: Primitive = Primitive(
     "cast",
     lambda x, dtype: ((x.shape, dtype),),
     kernel=_cast_kernel,
@@ -122,6 +122,34 @@ SUM = Primitive(
 )
 
 
+def _mean_infer(x: Array, axes: tuple[int, ...], keepdims: bool) -> Sequence[Spec]:
+    check_float("mean", x)
+    return ((reduced(x.shape, axes, keepdims), x.dtype),)
+
+
+def _mean_kernel(outs: Sequence[Array], x: Array, axes: tuple[int, ...], keepdims: bool) -> None:
+    _sum_kernel(outs, x, axes, keepdims)
+    outs[0] *= _weight(x.shape, axes)
+
+
+def _weight(shape: tuple[int, ...], axes: tuple[int, ...]) -> float:
+    """What each element counts for in a mean; NaN where there are none."""
+    count = math.prod([shape[a] for a in axes])
+    return 1.0 / count if count else math.nan
+
+
+MEAN = Primitive(
+    "mean",
+    _mean_infer,
+    kernel=_mean_kernel,
+    vjp=lambda gy, y, x, axes, keepdims: (lambda: spread(gy * _weight(x.shape, axes), x.shape, axes),),
+    linear=(0,),
+    smooth=True,
+    flops=lambda x, axes, keepdims: x.size,
+    samples=SUM.samples[:4],
+)
+
+
 def _broadcast_infer(x: Array, shape: tuple[int, ...]) -> Sequence[Spec]:
     if broadcast("broadcast_to", x.shape, shape) != shape:
         raise ShapeError(f"broadcast_to: shape {x.shape} does not broadcast to shape {shape}")
@@ -177,7 +205,7 @@ def _transpose_infer(x: Array, axes: tuple[int, ...]) -> Sequence[Spec]:
     return ((tuple(x.shape[a] for a in axes), x.dtype),)
 
 
-TRANSPOSE = Primitive(
+TRANSPOSE: Primitive = Primitive(
     "transpose",
     _transpose_infer,
     view=lambda x, axes: x.transpose(axes),
@@ -216,7 +244,7 @@ SLICE = Primitive(
     linear=(0,),
     samples=tuple(Sample((Input(shape),), {"key": key}) for shape, key in _KEYS),
 )
-UNSLICE = Primitive(
+UNSLICE: Primitive = Primitive(
     "unslice",
     lambda gy, key, shape: ((shape, gy.dtype),),
     kernel=_unslice_kernel,
@@ -252,7 +280,8 @@ def _take_kernel(outs: Sequence[Array], x: Array, indices: Array, axis: int) -> 
 
 def _scatter_kernel(outs: Sequence[Array], gy: Array, indices: Array, axis: int, shape: tuple[int, ...]) -> None:
     outs[0].fill(0)
-    np.add.at(outs[0], (slice(None),) * axis + (indices,), gy)
+    key: Any = (slice(None),) * axis + (indices,)
+    np.add.at(outs[0], key, gy)
 
 
 _TAKES = (((4, 3), (2,), 0), ((2, 4), (2, 2), 1), ((5,), (), 0), ((3, 2), (0,), 0))
@@ -270,7 +299,7 @@ TAKE = Primitive(
         for shape, indices, axis in _TAKES
     ),
 )
-SCATTER = Primitive(
+SCATTER: Primitive = Primitive(
     "scatter",
     lambda gy, indices, axis, shape: ((shape, gy.dtype),),
     kernel=_scatter_kernel,
@@ -323,7 +352,7 @@ def _matmul_vjp(gy: Value, y: Value, a: Value, b: Value, ta: bool, tb: bool) -> 
 
 def _matmul_flops(a: Array, b: Array, ta: bool, tb: bool) -> int:
     ((shape, _),) = _matmul_infer(a, b, ta, tb)
-    return 2 * math.prod(shape) * a.shape[-2 if ta else -1]
+    return 2 * math.prod(shape) * int(a.shape[-2 if ta else -1])
 
 
 MATMUL = Primitive(

@@ -18,7 +18,7 @@ from minigan.errors import ConfigError, ShapeError
 from minigan.kernels import formula as fm
 from minigan.ops import maximum, norm, stack
 from minigan.pointwise import pointwise
-from minigan.tape import Primitive, apply, no_grad
+from minigan.tape import Input, Primitive, apply, no_grad
 from minigan.tensor import Tensor
 
 Schedule = Callable[[int], float]
@@ -90,10 +90,18 @@ def cosine(lr: float, steps: int, begin: float = 0.0) -> Curve:
 # weights rounded to float32 would not add up to 1.
 
 
+# Samples: second moments are not negative. Subnormal ones have few digits, and a small `eps` brings that to light.
+_EDGES = (0.0, -0.0, 1e4, -1e4, math.inf, -math.inf, math.nan)
+_DRAWS = {name: Input((), edges=_EDGES) for name in "pumg"} | {
+    "v": Input((), low=0.0, edges=(0.0, 1e4, math.inf, math.nan))
+}
+
+
 @pointwise(
     outputs=2,
     donates=2,
     attributes={"rate": 0.1, "momentum": 0.9, "of_gradient": 1.0, "of_velocity": 0.9, "decay": 0.01},
+    draws=_DRAWS,
 )
 def _sgd(
     p: Any, u: Any, g: Any, *, rate: Any, momentum: Any, of_gradient: Any, of_velocity: Any, decay: Any
@@ -104,7 +112,9 @@ def _sgd(
 
 # The bounds keep the square of a gradient within float32. g - g is 0, but NaN for an infinite gradient: that one is to
 # be seen, not to become a large step.
-@pointwise(outputs=2, donates=2, attributes={"rate": 0.1, "new": 0.1, "eps": 1e-8, "decay": 0.01})
+@pointwise(
+    outputs=2, donates=2, attributes={"rate": 0.1, "new": 0.1, "eps": 1e-8, "decay": 0.01}, draws=_DRAWS
+)
 def _rmsprop(p: Any, v: Any, g: Any, *, rate: Any, new: Any, eps: Any, decay: Any) -> Any:
     g = fm.minimum(fm.maximum(g, -9.2e18), 9.2e18) + (g - g)
     v = (v - new * v) + new * g * g
@@ -115,6 +125,7 @@ def _rmsprop(p: Any, v: Any, g: Any, *, rate: Any, new: Any, eps: Any, decay: An
     outputs=3,
     donates=3,
     attributes={"rate": 0.1, "new_m": 0.1, "new_v": 0.001, "unbias": 2.0, "eps": 1e-8, "decay": 0.01},
+    draws=_DRAWS,
 )
 def _adam(
     p: Any, m: Any, v: Any, g: Any, *, rate: Any, new_m: Any, new_v: Any, unbias: Any, eps: Any, decay: Any

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from minigan.backend import FLOATS, Array
+from minigan.backend import FLOATS, Array, Spec
 from minigan.errors import DTypeError, ShapeError
 from minigan.kernels.loops import Formula
-from minigan.tape import Input, Primitive, Sample, Spec, Thunk
+from minigan.tape import Input, Primitive, Sample, Thunk
 
 EDGES = (0.0, -0.0, 1e-40, -1e-40, 88.0, -88.0, 104.0, -104.0, 1e4, -1e4, float("inf"), -float("inf"), float("nan"))
 SHAPES = (((2, 3),), ((),), ((0, 3),), ((3, 1, 2),))
@@ -90,6 +90,9 @@ def pointwise(
                     same = False
             if not same:
                 shape = broadcast(name, *[array.shape for array in arrays])
+                for position, array in enumerate(arrays[:donates]):
+                    if array.shape != shape:
+                        raise ShapeError(f"{name}: input {position}, shape {array.shape}, cannot take shape {shape}")
             return ((shape, dtype),) * outputs
 
         def flops(*arrays: Array, **attributes: float) -> int:
@@ -101,6 +104,8 @@ def pointwise(
 
         inputs = len(formula.inputs)
         shapes: Any = {1: SHAPES, 2: PAIRS, 3: TRIPLES}.get(inputs, (((2, 3),) * inputs,))
+        if donates:  # what is overwritten has the result's shape
+            shapes = [(shape,) * inputs for (shape,) in SHAPES]
         kinds = [Input((), "bool" if i < masks else "float", low, high) for i in range(inputs)]
         kinds = [(draws or {}).get(name, kind) for name, kind in zip(formula.inputs, kinds, strict=True)]
         samples = tuple(

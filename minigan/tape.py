@@ -13,14 +13,14 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from minigan.backend import FLOATS, Array, empty
+from minigan.backend import FLOATS, Array, Spec, allocate
 from minigan.errors import DTypeError, GraphError, ShapeError
 
-Spec = tuple[tuple[int, ...], Any]  # shape and dtype of one output
 Thunk = Callable[[], "Value"] | None
 
 
@@ -163,7 +163,8 @@ class Node:
         self.outs = outs
         self.storages = storages
         self.point = next(_points)  # rises with time, so sorting by it is a topological order
-        self.versions = versions = []
+        versions: list[int] = []
+        self.versions = versions
         self.locks: list[Any] | None = None
         for x in inputs:
             storage = x.storage
@@ -236,9 +237,9 @@ def apply(primitive: Primitive, *inputs: Any, **attributes: Any) -> Any:
         outs = (primitive.view(arrays[0], **attributes),)
         storages = (inputs[0].storage,)
     else:
-        outs = [empty(shape, dtype) for shape, dtype in specs]
+        outs = allocate(specs)
         primitive.kernel(outs, *arrays, **attributes)  # type: ignore[misc]
-        storages = [Storage() for _ in outs] if len(outs) > 1 else (Storage(),)
+        storages = (Storage(),) if len(outs) == 1 else [Storage() for _ in outs]
     node = None
     if _state.recording and (primitive.vjp is not None or primitive.reference is not None):
         node = Node(primitive, inputs, attributes, outs, storages)
@@ -256,11 +257,11 @@ def _update(
     for position, x in enumerate(donated):
         if not x.array.flags.writeable:
             raise GraphError(
-                f"{primitive.name}: input {position}, shape {x.array.shape}, is to be updated in place but is read-only:"
-                " a graph still holds it, or the array it shares is read-only"
+                f"{primitive.name}: input {position}, shape {x.array.shape}, is to be updated in place but is"
+                " read-only: a graph still holds it, or the array it shares is read-only"
             )
     primitive.kernel(  # type: ignore[misc]
-        arrays[: primitive.donates] + [empty(*spec) for spec in specs[primitive.donates :]], *arrays, **attributes
+        arrays[: primitive.donates] + allocate(specs[primitive.donates :]), *arrays, **attributes
     )
     for x in donated:
         x.storage.version += 1
@@ -317,7 +318,7 @@ def grad(outputs: Any, inputs: Any, cotangents: Any = None, create_graph: bool =
         return _own_memory(_backward(outs, targets, seeds), targets, seeds)
 
 
-def _seed(y: Value, v: Any) -> Value:
+def _seed(y: Value, v: Any) -> Any:
     if v is None:
         if y.array.ndim:
             raise ShapeError(
@@ -410,9 +411,7 @@ def _rule_of_reference(primitive: Primitive) -> Callable[..., Sequence[Thunk]]:
             x, gx = inputs[position], found[position]
             return type(x)(np.zeros_like(x.array)) if gx is None else gx
 
-        return [
-            (lambda i=i: cotangent(i)) if x.array.dtype in FLOATS else None for i, x in enumerate(inputs)
-        ]
+        return [partial(cotangent, i) if x.array.dtype in FLOATS else None for i, x in enumerate(inputs)]
 
     return rule
 

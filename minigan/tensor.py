@@ -11,12 +11,25 @@ from typing import Any, Union
 
 import numpy as np
 
-from minigan.backend import FLOATS, KINDS, Array, device_name, native
+from minigan.backend import FLOATS, KINDS, Array, Spec, device_name, native
 from minigan.errors import DTypeError, ShapeError
 from minigan.kernels import formula as fm
-from minigan.linear import CAST, MATMUL, SLICE, SUM, TAKE, TRANSPOSE, Axis, axes_of, expand, same_elements, unbroadcast
+from minigan.linear import (
+    CAST,
+    MATMUL,
+    MEAN,
+    SLICE,
+    SUM,
+    TAKE,
+    TRANSPOSE,
+    Axis,
+    axes_of,
+    expand,
+    same_elements,
+    unbroadcast,
+)
 from minigan.pointwise import broadcast, pointwise
-from minigan.tape import Input, Primitive, Sample, Spec, Value, apply
+from minigan.tape import Input, Primitive, Sample, Value, apply
 
 TensorLike = Union["Tensor", Array, np.generic, float, int]
 
@@ -40,7 +53,7 @@ class Tensor(Value):
     @property
     def shape(self) -> tuple[int, ...]:
         """The size along each axis."""
-        return self.array.shape
+        return tuple(self.array.shape)
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -506,10 +519,10 @@ def sum(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
 def mean(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """The mean over one axis, several, or all; NaN with a RuntimeWarning over nothing, as NumPy's."""
     x = lift(x)
-    count = math.prod(x.shape[a] for a in axes_of("mean", axis, x.ndim))
-    if count == 0:
+    axes = axes_of("mean", axis, x.ndim)
+    if any(x.shape[a] == 0 for a in axes):
         warnings.warn(f"mean over no elements of shape {x.shape} is NaN", RuntimeWarning, stacklevel=2)
-    return sum(x, axis, keepdims) * (1.0 / count if count else math.nan)
+    return apply(MEAN, x, axes=axes, keepdims=keepdims)  # type: ignore[no-any-return]
 
 
 def broadcast_to(x: TensorLike, shape: Sequence[int]) -> Tensor:

@@ -273,7 +273,10 @@ def restore(path: str | os.PathLike[str]) -> GAN:
             f"{name}: has format {version}, this minigan reads up to {FORMAT}: upgrade minigan"
         )
     gan = build(config)
-    gan.game.load_state(arrays)
+    try:
+        gan.game.load_state(arrays)
+    except CheckpointError as error:
+        raise CheckpointError(f"{name}: {error}") from None
     return gan
 
 

@@ -11,18 +11,22 @@ from typing import Any
 
 import hypothesis.extra.numpy as hnp
 import numpy as np
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, Phase, given, settings, strategies as st
 
 import minigan as mg
 from minigan.backend import FLOATS
 from minigan.check import check_adjoint, check_grad, check_kernel
-from minigan.kernels.launch import numba
 from minigan.tape import Input, Primitive, Sample, apply
 
-# Five examples, each of which calls every sample, are the same ones in every run: a failure on one machine is a failure on all.
+# A few examples, each of which calls every sample, and the same ones in every run: what fails on one machine fails on
+# all. They are not shrunk, because every new shape may be a new loop to compile.
 QUICK = settings(
-    max_examples=4, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+    max_examples=4,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=(Phase.generate,),
+    suppress_health_check=list(HealthCheck),
 )
 THOROUGH = settings(max_examples=150, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 
@@ -124,7 +128,7 @@ def draw_array(x: Input, random: np.random.Generator, dtype: Any) -> np.ndarray:
         return np.asarray(random.integers(0, 2, x.shape), np.bool_)
     if x.kind == "index":
         return np.asarray(random.integers(0, int(x.high), x.shape), np.int64)
-    return np.asarray(random.integers(0, 2**63, x.shape), np.uint64)
+    return np.asarray(random.integers(0, 2**32, x.shape), np.uint32)
 
 
 def laid_out(array: np.ndarray, layout: str) -> np.ndarray:
@@ -213,8 +217,8 @@ def check_precision(primitive: Primitive, data: Any) -> None:
                 continue
             assert y.dtype == FLOAT32, f"{primitive.name} of float32 is {y.dtype}"
             scale = np.maximum(np.abs(exact), np.where(np.isnan(terms), 0, np.abs(terms)))
-            worst = np.max(np.abs(y - exact) - 2e-5 * scale, initial=0)
-            assert worst <= 1e-38, f"{primitive.name}: float32 {y!r} against float64 {exact!r}"
+            good = (np.abs(y - exact) <= 2e-5 * scale + 1e-38) | (np.isnan(y) & np.isnan(exact))
+            assert good.all(), f"{primitive.name}: float32 {y!r} against float64 {exact!r}"
         if differentiable(primitive):
             for order, (g, exact) in enumerate(zip(gradients(call), gradients(wide), strict=True)):
                 for a, b in zip(g, exact, strict=True):

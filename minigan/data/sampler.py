@@ -83,7 +83,7 @@ class Batches:
         # Only the orders in use are kept: one, or two where a batch straddles two epochs.
         self._orders = {e: self._order(e) for e in epochs}
         places = [order[max(first - e * count, 0) : end - e * count] for e, order in self._orders.items()]
-        chosen = self.images[np.concatenate(places)]
+        chosen: Array = self.images[np.concatenate(places)]
         return np.divide(chosen, 255, dtype=np.float32) if chosen.dtype == np.uint8 else chosen
 
     def _order(self, epoch: int) -> Array:

@@ -5,22 +5,24 @@ A formula runs with these when Numba is absent, and the compiled functions of th
 """
 
 import numpy as np
-from numpy import absolute as absolute
-from numpy import cos as cos
-from numpy import exp as exp
-from numpy import expm1 as expm1
-from numpy import floor as floor
-from numpy import isnan as isnan
-from numpy import log as log
-from numpy import log1p as log1p
-from numpy import maximum as maximum
-from numpy import minimum as minimum
-from numpy import power as power
-from numpy import sign as sign
-from numpy import sin as sin
-from numpy import sqrt as sqrt
-from numpy import tanh as tanh
-from numpy import where as where
+from numpy import (
+    absolute as absolute,
+    cos as cos,
+    exp as exp,
+    expm1 as expm1,
+    floor as floor,
+    isnan as isnan,
+    log as log,
+    log1p as log1p,
+    maximum as maximum,
+    minimum as minimum,
+    power as power,
+    sign as sign,
+    sin as sin,
+    sqrt as sqrt,
+    tanh as tanh,
+    where as where,
+)
 from numpy.typing import ArrayLike, NDArray
 
 __all__ = [

@@ -132,6 +132,7 @@ class Loop:
         self._compiled: Callable[..., None] | None = None
 
     def __call__(self, *arguments: Array | float | int) -> None:
+        """Run the loop; its arguments are arrays, contiguous, and numbers."""
         if self._compiled is None:
             if numba() is None:
                 self.fallback(*arguments)

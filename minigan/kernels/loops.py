@@ -25,6 +25,7 @@ from minigan.backend import Array
 from minigan.kernels import formula as formula_names
 from minigan.kernels.launch import build, numba
 
+
 class Formula:
     """A scalar formula, callable on whole arrays as a kernel: `formula(outs, *arrays, **attributes)`.
 
@@ -42,12 +43,13 @@ class Formula:
         self._loops: dict[tuple[str, str], Callable[..., None]] = {}
 
     def __call__(self, outs: Sequence[Array], *arrays: Array, **attributes: float) -> None:
+        """Compute `outs` from arrays that broadcast to their shape."""
         out = outs[0]
-        if numba() is None or not all([out.flags.c_contiguous for out in outs]):
+        if numba() is None or not _all_contiguous(outs):
             self.numpy(outs, *arrays, **attributes)
         elif out.size:
             layout, operands, shape = arrange(out.shape, arrays)
-            arguments = [out.reshape(shape) for out in outs[self.donates :]] + operands
+            arguments: list[Any] = [out.reshape(shape) for out in outs[self.donates :]] + operands
             arguments += [attributes[name] for name in self.attributes]
             loop = self._loops.get((out.dtype.char, layout))
             if loop is None:
@@ -126,6 +128,13 @@ class _ForLoops(ast.NodeTransformer):
         if isinstance(node.value, bool) or not isinstance(node.value, (int, float)):
             return node
         return ast.Call(ast.Name("dtype", ast.Load()), [node], [])
+
+
+def _all_contiguous(outs: Sequence[Array]) -> bool:
+    for out in outs:  # noqa: SIM110 - a generator in all() costs as much as the loop over a small array
+        if not out.flags.c_contiguous:
+            return False
+    return True
 
 
 def arrange(shape: tuple[int, ...], arrays: Sequence[Array]) -> tuple[str, list[Array], Any]:

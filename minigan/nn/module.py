@@ -6,10 +6,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from minigan.backend import Array
+from minigan.backend import Array, Spec
 from minigan.errors import CheckpointError, ShapeError
 from minigan.ops.random import Stream
-from minigan.tape import Input, Primitive, Sample, Spec, apply
+from minigan.tape import Input, Primitive, Sample, apply
 from minigan.tensor import Tensor
 
 LISTED = 10  # differences named in one error

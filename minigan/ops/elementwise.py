@@ -1,6 +1,7 @@
 """Pointwise operations: each formula with its derivative rule, then the function that users call."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,10 +9,10 @@ import numpy as np
 from minigan.kernels import formula as fm
 from minigan.linear import unbroadcast
 from minigan.pointwise import pointwise
-from minigan.tape import apply
+from minigan.tape import Thunk, apply
 from minigan.tensor import Tensor, TensorLike, lift, pair, where
 
-# Beyond these arguments silu and gelu equal 0 or x in float64; clipping keeps 0 · inf out of them and their derivatives.
+# Beyond these arguments silu and gelu equal 0 or x in float64; clipping keeps 0 · inf out of them.
 _SILU_TAIL = 800.0
 _GELU_TAIL = 40.0
 
@@ -186,8 +187,12 @@ def softplus(x: TensorLike) -> Tensor:
     return apply(_softplus, lift(x))  # type: ignore[no-any-return]
 
 
+def _relu_gate_vjp(gy: Any, y: Any, x: Any, g: Any) -> Sequence[Thunk]:
+    return None, lambda: unbroadcast(apply(_relu_gate, x, gy), g.shape)
+
+
 @pointwise(
-    lambda gy, y, x, g: (None, lambda: unbroadcast(apply(_relu_gate, x, gy), g.shape)),
+    _relu_gate_vjp,
     kink=lambda x, g: x,
     linear=(1,),
     smooth=False,
@@ -206,8 +211,12 @@ def relu(x: TensorLike) -> Tensor:
     return apply(_relu, lift(x))  # type: ignore[no-any-return]
 
 
+def _leaky_relu_gate_vjp(gy: Any, y: Any, x: Any, g: Any, slope: float) -> Sequence[Thunk]:
+    return None, lambda: unbroadcast(apply(_leaky_relu_gate, x, gy, slope=slope), g.shape)
+
+
 @pointwise(
-    lambda gy, y, x, g, slope: (None, lambda: unbroadcast(apply(_leaky_relu_gate, x, gy, slope=slope), g.shape)),
+    _leaky_relu_gate_vjp,
     attributes={"slope": 0.2},
     kink=lambda x, g: x,
     linear=(1,),

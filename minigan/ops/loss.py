@@ -5,10 +5,10 @@ from typing import Any
 
 from minigan.kernels import formula as fm
 from minigan.linear import unbroadcast
-from minigan.ops.elementwise import sigmoid, softplus, where
+from minigan.ops.elementwise import sigmoid, softplus
 from minigan.pointwise import pointwise
 from minigan.tape import Input, apply
-from minigan.tensor import Tensor, TensorLike, pair
+from minigan.tensor import Tensor, TensorLike, pair, where
 
 
 def _reference(x: Any, z: Any) -> Any:

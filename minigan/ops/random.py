@@ -2,8 +2,8 @@
 
 Every number is a pure function of a key (seed and purpose) and a counter (step, draw within the step, position), by
 the Philox 4x32 generator with 10 rounds (Salmon, Moraes, Dror and Shaw 2011, "Parallel random numbers: as easy as
-1, 2, 3"). Nothing depends on threads, batch size or history: the first n numbers of a draw are the same however many are
-drawn, and a run continued at step s draws what an uninterrupted one would.
+1, 2, 3"). Nothing depends on threads, batch size or history: the first n numbers of a draw are the same however many
+are drawn, and a run continued at step s draws what an uninterrupted one would.
 """
 
 import math
@@ -15,7 +15,7 @@ import numpy as np
 from minigan.backend import FLOATS, Array
 from minigan.errors import ConfigError, DTypeError
 from minigan.kernels.launch import Loop
-from minigan.tape import Input, Primitive, Sample, Spec, apply, no_grad
+from minigan.tape import Input, Primitive, Sample, apply, no_grad
 from minigan.tensor import Tensor, TensorLike, lift, where
 
 _COUNTER_WORDS = 5  # key, key, draw, step, step

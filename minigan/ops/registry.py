@@ -6,6 +6,7 @@ import inspect
 import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -61,7 +62,7 @@ def primitives(modules: Iterable[str] = MODULES) -> list[Primitive]:
 def row(primitive: Primitive) -> Row:
     """The primitive's line in the table of operations."""
     sample = primitive.samples[0]
-    dtypes = {"float": np.float32, "bool": np.bool_, "index": np.int64, "counter": np.uint64}
+    dtypes: dict[str, Any] = {"float": np.float32, "bool": np.bool_, "index": np.int64, "counter": np.uint32}
     arrays = [np.zeros(x.shape, dtypes[x.kind]) for x in sample.inputs]
     specs = primitive.infer(*arrays, **sample.attributes)
     moved = [a.nbytes for a in arrays] + [int(np.prod(s, dtype=np.int64)) * np.dtype(d).itemsize for s, d in specs]
@@ -76,6 +77,5 @@ def row(primitive: Primitive) -> Row:
 
 def formula_text(primitive: Primitive) -> str:
     """A pointwise primitive's formula as one line of Python, statements separated by semicolons."""
-    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(primitive.formula.function))).body
-    assert isinstance(definition, ast.FunctionDef)  # for mypy: a formula is a function by declaration
+    definition: Any = ast.parse(textwrap.dedent(inspect.getsource(primitive.formula.function))).body[0]
     return "; ".join(ast.unparse(line) for line in definition.body).replace("fm.", "").replace("return ", "")

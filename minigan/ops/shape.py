@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from minigan.backend import Array
+from minigan.backend import Array, Spec
 from minigan.errors import DTypeError, ShapeError
 from minigan.linear import SLICE, UNSLICE, axes_of, expand, same_elements
 from minigan.pointwise import check_float
-from minigan.tape import Input, Primitive, Sample, Spec, apply
+from minigan.tape import Input, Primitive, Sample, apply
 from minigan.tensor import Tensor, TensorLike, cast, lift, pair, where
 
 # Concatenate
@@ -42,7 +42,7 @@ def _concatenate_vjp(gy: Any, y: Any, *xs: Any, axis: int) -> Any:
 _concatenate = Primitive(
     "concatenate",
     _concatenate_infer,
-    kernel=lambda outs, *arrays, axis: np.concatenate(arrays, axis, out=outs[0]),  # type: ignore[arg-type, return-value]
+    kernel=lambda outs, *arrays, axis: np.concatenate(arrays, axis, out=outs[0]),
     vjp=_concatenate_vjp,
     samples=tuple(
         Sample(tuple(Input(shape) for shape in shapes), {"axis": axis})
@@ -108,7 +108,7 @@ def pad(x: TensorLike, widths: Sequence[tuple[int, int]], value: float = 0.0) ->
     x = lift(x)
     if len(widths) != x.ndim or any(w < 0 for both in widths for w in both):
         raise ShapeError(f"pad: widths {list(widths)} for shape {x.shape}: expected {x.ndim} non-negative pairs")
-    key = (*(slice(before, before + n) for (before, _), n in zip(widths, x.shape, strict=True)), ...)
+    key: Any = (*(slice(before, before + n) for (before, _), n in zip(widths, x.shape, strict=True)), ...)
     shape = tuple(before + n + after for (before, after), n in zip(widths, x.shape, strict=True))
     padded: Tensor = apply(UNSLICE, x, key=key, shape=shape)
     if value == 0.0:
@@ -176,7 +176,7 @@ def _einsum_vjp(gy: Any, y: Any, *xs: Any, terms: tuple[str, ...], result: str) 
 
 def _einsum_flops(*arrays: Array, terms: tuple[str, ...], result: str) -> int:
     sizes = {a: n for array, term in zip(arrays, terms, strict=True) for a, n in zip(term, array.shape, strict=True)}
-    return len(arrays) * math.prod(sizes.values())
+    return len(arrays) * int(math.prod(sizes.values()))
 
 
 _einsum = Primitive(
@@ -205,7 +205,7 @@ def einsum(subscripts: str, *tensors: TensorLike) -> Tensor:
     """Products of tensors summed over indices, in NumPy's notation: "ij,jk->ik" is the matrix product.
 
     Repeated indices of one operand take its diagonal, "..." stands for leading axes that all operands share, and
-    without "->" the result has the indices that occur once, in alphabetical order. `ShapeError` names what does not fit.
+    without "->" the result has the indices that occur once, in alphabetical order. `ShapeError` for what does not fit.
 
     >>> import minigan as mg
     >>> mg.ops.einsum("ii->", mg.tensor([[1.0, 2.0], [3.0, 4.0]])).item()
