@@ -4,7 +4,10 @@ Arrays are NumPy's, on the CPU, native byte order, aligned. Floating point is fl
 integers serve as masks, labels, indices and random-number counters.
 """
 
-from collections.abc import Sequence
+import functools
+import importlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -59,3 +62,40 @@ def native(source: Any, dtype: Any = None, copy: bool | None = None) -> Array:
     with np.errstate(all="ignore"):  # float64 values beyond float32's range become inf, as in NumPy's astype
         result = np.array(array, dtype=wanted, order="C" if copy else "K", copy=copy)
     return result if result.flags.aligned else result.copy()
+
+
+@functools.cache
+def _openblas() -> tuple[Callable[[], int], Callable[[int], None]] | None:
+    """How to read and set the number of threads of NumPy's OpenBLAS; `None` where NumPy has another BLAS."""
+    import ctypes  # here, because `import minigan` does not need it
+
+    try:
+        extension = importlib.import_module("numpy._core._multiarray_umath").__file__
+        library = ctypes.CDLL(extension)  # its symbols include those of the BLAS that it is linked to
+    except (ImportError, OSError):  # a NumPy that keeps it elsewhere
+        return None
+    for prefix, suffix in (("scipy_", "64_"), ("scipy_", ""), ("", "64_"), ("", "")):
+        names = [f"{prefix}openblas_{what}_num_threads{suffix}" for what in ("get", "set")]
+        if all(hasattr(library, name) for name in names):
+            return getattr(library, names[0]), getattr(library, names[1])
+    return None
+
+
+@contextmanager
+def blas_threads(count: int) -> Iterator[None]:
+    """Let NumPy's matrix products run on `count` threads in the block, in the whole process, if its BLAS is OpenBLAS.
+
+    For small products one thread is best: two gain nothing at 64 x 128 x 128, and while another process is busy the
+    threads wait for each other by spinning, which was measured to make a training step ten times as long.
+    """
+    functions = _openblas()
+    if functions is None:
+        yield
+        return
+    get, set_threads = functions
+    before = get()
+    set_threads(count)
+    try:
+        yield
+    finally:
+        set_threads(before)

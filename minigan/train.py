@@ -1,19 +1,18 @@
 """Training from images to a run folder: `GAN`, what it writes, and how a file of settings becomes a `GAN` again."""
 
 import contextlib
-import json
 import math
 import os
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, TextIO
+from dataclasses import fields
+from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 
 from minigan import checkpoint, models, optim, penalties, report
-from minigan.backend import Array
+from minigan.backend import Array, blas_threads
 from minigan.data import Batches, as_images, digits
 from minigan.errors import CheckpointError, ConfigError, ExtraError, NonFiniteError
 from minigan.game import Game
@@ -32,11 +31,11 @@ LOG_EVERY = 10  # steps that one record is the mean of
 GRID = 100  # samples in a picture
 CHUNK = 4096  # samples made at a time, so that memory does not grow with their number
 WEIGHTS = os.path.join("checkpoints", "final.safetensors")
+SMALL_PRODUCT = 2**24  # multiply-adds of the largest matrix product up to which a second thread does not pay
 FORMAT = 1  # of the checkpoint's settings; a reader refuses a newer one
 
 
-@dataclass(frozen=True)
-class Run:
+class Run(NamedTuple):
     """What a call of `fit` did.
 
     Attributes:
@@ -182,6 +181,8 @@ class GAN:
         begun, start = time.perf_counter(), self.game.steps
         stop, records = start + steps, []
         with contextlib.ExitStack() as stack:
+            if batch * max(p.size for p in self.game.state().values()) <= SMALL_PRODUCT:
+                stack.enter_context(blas_threads(1))
             folder = None
             if out is not None:
                 training = {"steps": steps, "batch": batch, "sample_every": sample_every, "first_step": start}
@@ -249,6 +250,8 @@ class GAN:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write all weights, averages, optimiser states and counters, with the settings, to a safetensors file."""
+        import json  # where it is used: not everyone who imports minigan writes a run
+
         about = {"format": FORMAT, "config": self.config(), "environment": _environment()}
         # One entry, because safetensors writes several in an order that changes from process to process.
         checkpoint.save(path, self.game.state(), {"minigan": json.dumps(about, sort_keys=True)})
@@ -260,6 +263,8 @@ def restore(path: str | os.PathLike[str]) -> GAN:
     Raises `CheckpointError` if the file is missing, damaged or not one of minigan's, and `ConfigError` if its networks
     are not of `minigan.models` (build them yourself and use `minigan.load`).
     """
+    import json
+
     name = os.fspath(path)
     name = os.path.join(name, WEIGHTS) if os.path.isdir(name) else name
     arrays, metadata = checkpoint.load_all(name)
@@ -403,15 +408,14 @@ def _build_optimizer(config: Mapping[str, Any]) -> Optimizer:
 # What a run writes down
 
 
-@dataclass
 class _Log:
     """Means over the steps between two records."""
 
-    start: int
-    begun: float = field(default_factory=time.perf_counter)
-    rows: list[dict[str, float]] = field(default_factory=list)
-    # (time, step) of the last records: the speed is measured over these, so that compiling is soon forgotten
-    times: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=20))
+    def __init__(self, start: int) -> None:
+        self.begun = time.perf_counter()
+        self.rows: list[dict[str, float]] = []
+        # When the last records were made: the speed is measured over these, so that compiling is soon forgotten.
+        self.times = deque([(self.begun, start)], maxlen=20)
 
     def add(self, step: int, metrics: dict[str, float], last: bool) -> Record | None:
         """Take in a step; gives a record after every `LOG_EVERY` steps and after the last one."""
@@ -427,7 +431,7 @@ class _Log:
             )
         self.rows.clear()
         now = time.perf_counter()
-        since, first = self.times[0] if self.times else (self.begun, self.start)
+        since, first = self.times[0]
         self.times.append((now, step))
         speed = (step - first) / max(now - since, 1e-9)
         return {
@@ -442,6 +446,9 @@ class _Folder:
     """A run folder that is being written."""
 
     def __init__(self, path: str, config: Mapping[str, Any]) -> None:
+        import json
+
+        self.as_json = json.dumps
         toml = report.needs("tomli_w", "cli")
         report.needs("PIL.Image", "cli")
         self.curves = True
@@ -472,7 +479,7 @@ class _Folder:
     def write(self, record: Record | None) -> None:
         """Append a record; line buffering hands it to the system at once."""
         if record:
-            self.metrics.write(json.dumps(record) + "\n")
+            self.metrics.write(self.as_json(record) + "\n")
 
     def picture(self, gan: GAN) -> None:
         """A grid of what the generator makes of the run's fixed latents."""
@@ -491,15 +498,15 @@ class _Folder:
 # Presets
 
 
-@dataclass(frozen=True)
-class Preset:
+class Preset(NamedTuple):
     """A data set with networks and settings that train on it: the article's networks, Adam falling to rate 0, R1."""
 
     images: Callable[[], Array]
     shape: tuple[int, ...]
     steps: int
     batch: int = 64
-    lr: float = 1e-3
+    lr: float = 3e-3
+    decay_from: float = 0.5  # the part of the run after which the rates fall
     gamma: float = 0.1
     hidden: tuple[int, ...] = (128, 128)
     latent: int = 100
@@ -511,12 +518,12 @@ class Preset:
             models.mlp_generator(self.latent, self.hidden, self.shape, seed=seed),
             models.mlp_discriminator(self.shape, self.hidden, seed=seed),
             penalty=penalties.r1(self.gamma),
-            optimizer=Adam(optim.linear(lr, steps), b1=0.5),
+            optimizer=Adam(optim.linear(lr, steps, begin=self.decay_from), b1=0.5),
             seed=seed,
         )
 
 
-PRESETS = {"digits": Preset(lambda: digits()[0], shape=(8, 8, 1), steps=10_000)}
+PRESETS = {"digits": Preset(lambda: digits()[0], shape=(8, 8, 1), steps=6_000)}
 
 
 def preset(name: str) -> Preset:

@@ -191,7 +191,7 @@ def test_without_its_packages_it_says_what_to_install(
 def shell(command: str) -> "subprocess.CompletedProcess[str]":
     environment = {**os.environ, "MINIGAN": " ".join(COMMAND)}
     return subprocess.run(
-        ["bash", "-c", f"set -o pipefail; {command}"],
+        ["/bin/bash", "-c", f"set -o pipefail; {command}"],
         env=environment,
         capture_output=True,
         text=True,

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from minigan.backend import Array, Spec
+from minigan.backend import FLOATS, Array, Spec
 from minigan.errors import DTypeError, ShapeError
 from minigan.linear import SLICE, UNSLICE, axes_of, expand, same_elements
 from minigan.pointwise import check_float
@@ -52,7 +52,9 @@ _concatenate = Primitive(
 
 
 def concatenate(tensors: Sequence[TensorLike], axis: int = 0) -> Tensor:
-    """Tensors of one dtype joined along an existing axis; their other sizes are equal, else `ShapeError`.
+    """Tensors joined along an existing axis; their other sizes are equal, else `ShapeError`.
+
+    float32 with float64 gives float64; any other dtypes must be equal.
 
     >>> import minigan as mg
     >>> mg.ops.concatenate([mg.tensor([1.0]), mg.tensor([2.0, 3.0])]).numpy()
@@ -63,6 +65,8 @@ def concatenate(tensors: Sequence[TensorLike], axis: int = 0) -> Tensor:
         raise ShapeError("concatenate: there are no tensors to join")
     if not xs[0].ndim:
         raise ShapeError("concatenate: tensors of shape () have no axis to join along: use stack")
+    if all(x.dtype in FLOATS for x in xs) and any(x.dtype == np.float64 for x in xs):
+        xs = [cast(x, np.float64) for x in xs]
     return apply(_concatenate, *xs, axis=axes_of("concatenate", axis, xs[0].ndim)[0])  # type: ignore[no-any-return]
 
 
