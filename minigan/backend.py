@@ -36,7 +36,9 @@ def allocate(specs: Sequence[Spec]) -> list[Array]:
     try:
         return [np.empty(shape, dtype) for shape, dtype in specs]
     except ValueError as error:
-        raise ShapeError(f"cannot allocate arrays of shapes {[shape for shape, _ in specs]}: {error}") from None
+        raise ShapeError(
+            f"cannot allocate arrays of shapes {[shape for shape, _ in specs]}: {error}"
+        ) from None
 
 
 def native(source: Any, dtype: Any = None, copy: bool | None = None) -> Array:

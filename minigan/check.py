@@ -65,7 +65,9 @@ def check_grad(
     for n in range(1, order + 1):
         limit = LIMITS[min(n, len(LIMITS)) - 1] if tolerance is None else tolerance
         cotangents = [np.asarray(random.uniform(-1, 1, y.shape)) for y in _call(f, values)]
-        errors.append(_compare_derivatives(f, values, cotangents, [f"order {n}, {name}" for name in names], limit))
+        errors.append(
+            _compare_derivatives(f, values, cotangents, [f"order {n}, {name}" for name in names], limit)
+        )
         f, values = _gradient(f, len(values)), values + cotangents
         names += [f"cotangent {k} of order {n}" for k in range(len(cotangents))]
     return tuple(errors)
@@ -115,7 +117,9 @@ def check_kernel(primitive: Primitive, *arrays: Array, strict: bool = False, **a
         formula.numpy(terms, *(np.abs(a) for a in arrays), **attributes)
         for k, (y, wanted, term) in enumerate(zip(found, expected, terms, strict=True)):
             scale = np.abs(wanted) if strict else np.fmax(np.abs(wanted), np.abs(term))
-            with np.errstate(invalid="ignore"):  # the spacing at infinity is NaN, and nothing is compared there
+            with np.errstate(
+                invalid="ignore"
+            ):  # the spacing at infinity is NaN, and nothing is compared there
                 spacing = np.spacing(scale) + least * y.dtype.type(np.finfo(y.dtype).smallest_subnormal)
             allowed = 2.0 * max(formula.operations, 1) * spacing
             _require(f"{primitive.name}: output {k} against NumPy", y, wanted, allowed)
@@ -202,7 +206,9 @@ def _require(what: str, found: Any, expected: Any, allowed: Any) -> float:
     """The largest error; `AssertionError` names the entry that exceeds what is allowed by most."""
     found, expected = np.asarray(found), np.asarray(expected)
     if found.shape != expected.shape or found.dtype != expected.dtype:
-        raise AssertionError(f"{what}: {found.shape} {found.dtype}, expected {expected.shape} {expected.dtype}")
+        raise AssertionError(
+            f"{what}: {found.shape} {found.dtype}, expected {expected.shape} {expected.dtype}"
+        )
     if not found.size:
         return 0.0
     with np.errstate(invalid="ignore", over="ignore"):

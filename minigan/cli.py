@@ -21,8 +21,9 @@ from minigan.errors import (
     MiniganError,
     NonFiniteError,
 )
+from minigan.folder import WEIGHTS
 from minigan.report import image_grid, save_png, say
-from minigan.train import PRESETS, WEIGHTS, preset as find_preset, restore
+from minigan.train import PRESETS, preset as find_preset, restore
 
 EXITS = ((ConfigError, 2), (DataError, 3), (CheckpointError, 4), (NonFiniteError, 5), (DeviceError, 7))
 SIGNALS = (signal.SIGINT, signal.SIGTERM)

@@ -278,7 +278,9 @@ def _take_kernel(outs: Sequence[Array], x: Array, indices: Array, axis: int) -> 
     np.take(x, indices, axis, out=outs[0], mode="wrap")
 
 
-def _scatter_kernel(outs: Sequence[Array], gy: Array, indices: Array, axis: int, shape: tuple[int, ...]) -> None:
+def _scatter_kernel(
+    outs: Sequence[Array], gy: Array, indices: Array, axis: int, shape: tuple[int, ...]
+) -> None:
     outs[0].fill(0)
     key: Any = (slice(None),) * axis + (indices,)
     np.add.at(outs[0], key, gy)

@@ -7,8 +7,8 @@ here, where the rule of a plain square root gives 0 · inf = NaN.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from minigan.errors import ConfigError, ShapeError
 from minigan.ops import Stream, mean, norm, reshape, std
@@ -35,6 +35,9 @@ class Penalty:
     name: str
     weight: float
     compute: Callable[[Discriminator, Tensor, Tensor, Tensor, Tensor, Stream], Tensor]
+    settings: Mapping[str, float] = field(
+        default_factory=dict
+    )  # besides the weight, by the names of its function
 
     def __post_init__(self) -> None:
         if not 0 <= self.weight < math.inf:
@@ -114,7 +117,7 @@ def dragan(weight: float = 10.0, scale: float = 0.5) -> Penalty:
             near = real + _each(random, real) * noise
         return _slope_from_one(d, near)
 
-    return Penalty("dragan", weight, compute)
+    return Penalty("dragan", weight, compute, {"scale": scale})
 
 
 def _each(random: Stream, x: Tensor) -> Tensor:

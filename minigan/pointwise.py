@@ -11,7 +11,21 @@ from minigan.errors import DTypeError, ShapeError
 from minigan.kernels.loops import Formula
 from minigan.tape import Input, Primitive, Sample, Thunk
 
-EDGES = (0.0, -0.0, 1e-40, -1e-40, 88.0, -88.0, 104.0, -104.0, 1e4, -1e4, float("inf"), -float("inf"), float("nan"))
+EDGES = (
+    0.0,
+    -0.0,
+    1e-40,
+    -1e-40,
+    88.0,
+    -88.0,
+    104.0,
+    -104.0,
+    1e4,
+    -1e4,
+    float("inf"),
+    -float("inf"),
+    float("nan"),
+)
 SHAPES = (((2, 3),), ((),), ((0, 3),), ((3, 1, 2),))
 PAIRS = (((2, 3), (2, 3)), ((2, 3), (3,)), ((2, 3), (2, 1)), ((3, 1), (1, 4)), ((2, 3), ()), ((0, 3), (1, 3)))
 TRIPLES = (((2, 3), (2, 3), (2, 3)), ((2, 3), (3,), ()), ((2, 1), (1, 3), (2, 3)))
@@ -92,7 +106,9 @@ def pointwise(
                 shape = broadcast(name, *[array.shape for array in arrays])
                 for position, array in enumerate(arrays[:donates]):
                     if array.shape != shape:
-                        raise ShapeError(f"{name}: input {position}, shape {array.shape}, cannot take shape {shape}")
+                        raise ShapeError(
+                            f"{name}: input {position}, shape {array.shape}, cannot take shape {shape}"
+                        )
             return ((shape, dtype),) * outputs
 
         def flops(*arrays: Array, **attributes: float) -> int:

@@ -306,7 +306,9 @@ def grad(outputs: Any, inputs: Any, cotangents: Any = None, create_graph: bool =
     outs, targets = _as_list(outputs, "grad: outputs"), _as_list(inputs, "grad: inputs")
     for x in itertools.chain(outs, targets):
         if x.array.dtype not in FLOATS:
-            raise DTypeError(f"grad: a tensor of dtype {x.array.dtype} has no derivative; use .astype before it")
+            raise DTypeError(
+                f"grad: a tensor of dtype {x.array.dtype} has no derivative; use .astype before it"
+            )
     if cotangents is None:
         seeds: list[Any] = [None] * len(outs)
     else:

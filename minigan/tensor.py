@@ -2,8 +2,6 @@
 arithmetic and comparison, and the functions over the linear primitives. Every other operation is in `minigan.ops`.
 """
 
-
-
 import math
 import warnings
 from collections.abc import Iterator, Sequence
@@ -301,7 +299,8 @@ def _add(a: Any, b: Any) -> Any:
 
 
 @pointwise(
-    lambda gy, y, a, b: (lambda: unbroadcast(gy, a.shape), lambda: unbroadcast(-gy, b.shape)), ufunc=np.subtract
+    lambda gy, y, a, b: (lambda: unbroadcast(gy, a.shape), lambda: unbroadcast(-gy, b.shape)),
+    ufunc=np.subtract,
 )
 def _subtract(a: Any, b: Any) -> Any:
     return a - b

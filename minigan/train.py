@@ -1,36 +1,32 @@
-"""Training from images to a run folder: `GAN`, what it writes, and how a file of settings becomes a `GAN` again."""
+"""Training from images to a run folder: `GAN`, how a file becomes a `GAN` again, and the presets."""
 
 import contextlib
 import math
 import os
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from minigan import checkpoint, models, optim, penalties, report
+from minigan import checkpoint, models, optim, penalties, report, settings
 from minigan.backend import Array, blas_threads
 from minigan.data import Batches, as_images, digits
-from minigan.errors import CheckpointError, ConfigError, ExtraError, NonFiniteError
+from minigan.errors import CheckpointError, ConfigError
+from minigan.folder import LOGGED, WEIGHTS, Log, RunFolder
 from minigan.game import Game
 from minigan.losses import Loss
-from minigan.nn import Module, init as initializers
+from minigan.nn import Module
 from minigan.ops.random import Stream
-from minigan.optim import Adam, Curve, Optimizer
+from minigan.optim import Adam, Optimizer
 from minigan.penalties import Penalty
 from minigan.report import Record
 from minigan.tape import no_grad
 from minigan.tensor import Tensor, asarray
 
 LATENTS = ("uniform", "normal")
-LOGGED = ("d_loss", "g_loss", "penalty", "d_real", "d_fake")
-LOG_EVERY = 10  # steps that one record is the mean of
 GRID = 100  # samples in a picture
 CHUNK = 4096  # samples made at a time, so that memory does not grow with their number
-WEIGHTS = os.path.join("checkpoints", "final.safetensors")
 SMALL_PRODUCT = 2**24  # multiply-adds of the largest matrix product up to which a second thread does not pay
 FORMAT = 1  # of the checkpoint's settings; a reader refuses a newer one
 
@@ -181,7 +177,11 @@ class GAN:
         begun, start = time.perf_counter(), self.game.steps
         stop, records = start + steps, []
         with contextlib.ExitStack() as stack:
-            if batch * max(p.size for p in self.game.state().values()) <= SMALL_PRODUCT:
+            networks = (self.game.generator, self.game.discriminator)
+            if (
+                batch * max(p.size for network in networks for p in network.parameters().values())
+                <= SMALL_PRODUCT
+            ):
                 stack.enter_context(blas_threads(1))
             folder = None
             if out is not None:
@@ -189,11 +189,13 @@ class GAN:
                 described = {"source": source, "shape": list(data.shape), "dtype": data.dtype.name}
                 described["sha256"] = checkpoint.digest({"images": data})
                 config = self.config() | {"training": training, "data": described}
-                folder = stack.enter_context(_Folder(os.fspath(out), config))
-                folder.picture(self)
+                folder = stack.enter_context(RunFolder(os.fspath(out), config))
+                folder.picture(start, self.sample(GRID, self.seed))
+            if progress and self.game.share_fake:
+                report.say("one generated batch a step serves both players")
             shown = report.progress(start, stop) if progress else report.Silence()
             stack.callback(shown.close)
-            log = _Log(start)
+            log = Log(start)
             while self.game.steps < stop:
                 metrics = self.step(batches)
                 record = log.add(self.game.steps, metrics, last=self.game.steps == stop)
@@ -203,9 +205,10 @@ class GAN:
                 if folder:
                     folder.write(record)
                     if (self.game.steps - start) % sample_every == 0 or self.game.steps == stop:
-                        folder.picture(self)
+                        folder.picture(self.game.steps, self.sample(GRID, self.seed))
             if folder:
-                folder.finish(self, records)
+                self.save(os.path.join(folder.path, WEIGHTS))
+                folder.draw_curves(records)
         return Run(records, None if out is None else os.fspath(out), time.perf_counter() - begun)
 
     def sample(self, n: int, seed: int = 0, raw: bool = False) -> Array:
@@ -240,13 +243,13 @@ class GAN:
             "share_fake": game.share_fake,
             "smoothing": game.smoothing,
             "noise": repr(game.noise) if callable(game.noise) else game.noise,
-            "generator": _network(game.generator),
-            "discriminator": _network(game.discriminator),
-            "optimizer": _optimizer(self.optimizer),
-            "discriminator_optimizer": _optimizer(self.discriminator_optimizer),
-            "penalty": [{"name": p.name, "weight": p.weight} for p in game.penalties],
+            "generator": settings.describe_network(game.generator),
+            "discriminator": settings.describe_network(game.discriminator),
+            "optimizer": settings.describe_optimizer(self.optimizer),
+            "discriminator_optimizer": settings.describe_optimizer(self.discriminator_optimizer),
+            "penalty": [settings.describe_penalty(penalty) for penalty in game.penalties],
         }
-        return _without_none(described)  # type: ignore[no-any-return]
+        return settings.without_none(described)  # type: ignore[no-any-return]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write all weights, averages, optimiser states and counters, with the settings, to a safetensors file."""
@@ -285,9 +288,6 @@ def restore(path: str | os.PathLike[str]) -> GAN:
     return gan
 
 
-# Settings as plain values, and back
-
-
 def _positive(**settings: int) -> None:
     for name, value in settings.items():
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
@@ -299,24 +299,6 @@ def _as_image(shape: tuple[int, ...]) -> tuple[int, ...]:
         return shape
     side = math.isqrt(shape[0])
     return (side, side, 1) if side * side == shape[0] else (1, shape[0], 1)
-
-
-def _network(network: Module) -> dict[str, Any]:
-    return getattr(network, "config", None) or {"model": "custom", "repr": repr(network)}
-
-
-def _optimizer(optimizer: Optimizer) -> dict[str, Any]:
-    settings = {f.name: getattr(optimizer, f.name) for f in fields(optimizer)}
-    if isinstance(optimizer.lr, Curve):
-        settings["lr"] = {f.name: getattr(optimizer.lr, f.name) for f in fields(optimizer.lr)}
-    elif callable(optimizer.lr):
-        settings["lr"] = {"name": "custom", "repr": repr(optimizer.lr)}
-    return {"name": type(optimizer).__name__, **settings}
-
-
-def _without_none(x: Any) -> Any:
-    """TOML has no null: what is `None` is left out."""
-    return {k: _without_none(v) for k, v in x.items() if v is not None} if isinstance(x, dict) else x
 
 
 def _environment() -> dict[str, Any]:
@@ -349,150 +331,12 @@ def build(config: Mapping[str, Any]) -> GAN:
     """
     rest = {k: v for k, v in config.items() if k not in ("training", "data")}
     try:
-        rest |= {who: _build_network(rest[who]) for who in ("generator", "discriminator")}
-        rest |= {who: _build_optimizer(rest[who]) for who in ("optimizer", "discriminator_optimizer")}
-        rest["penalty"] = [_named(_PENALTIES, "penalty", p["name"])(p["weight"]) for p in rest["penalty"]]
+        rest |= {who: settings.build_network(rest[who]) for who in ("generator", "discriminator")}
+        rest |= {who: settings.build_optimizer(rest[who]) for who in ("optimizer", "discriminator_optimizer")}
+        rest["penalty"] = [settings.build_penalty(penalty) for penalty in rest["penalty"]]
         return GAN(**{"ema": None, **rest})
     except (KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"the settings of a GAN are incomplete or wrong: {error!r}") from None
-
-
-_MODELS: dict[str, Callable[..., Module]] = {
-    "mlp_generator": models.mlp_generator,
-    "mlp_discriminator": models.mlp_discriminator,
-}
-_PENALTIES: dict[str, Callable[..., Penalty]] = {
-    f.__name__: f for f in (penalties.r1, penalties.r2, penalties.wgan_gp, penalties.dragan)
-}
-_OPTIMIZERS: dict[str, type[Optimizer]] = {c.__name__: c for c in (optim.SGD, optim.RMSProp, optim.Adam)}
-_SCHEDULES: dict[str, Callable[..., Any]] = {
-    name: lambda name=name, **settings: Curve(name, **settings) for name in ("constant", "linear", "cosine")
-}
-_INITIALIZERS: dict[str, Any] = {
-    f.__name__: f
-    for f in (
-        initializers.glorot_uniform,
-        initializers.glorot_normal,
-        initializers.he_uniform,
-        initializers.he_normal,
-        initializers.normal,
-        initializers.orthogonal,
-        initializers.zeros,
-    )
-}
-
-
-def _named(table: Mapping[str, Any], what: str, name: Any) -> Any:
-    if name not in table:
-        raise ConfigError(f"{what} {name!r} does not exist; there are {', '.join(table)}")
-    return table[name]
-
-
-def _build_network(config: Mapping[str, Any]) -> Module:
-    settings = {k: v for k, v in config.items() if k != "model"}
-    function = _named(_MODELS, "model", config["model"])
-    if function is models.mlp_generator:
-        settings.setdefault("output", None)
-    settings["init"] = _named(_INITIALIZERS, "initialiser", settings["init"])
-    return function(**settings)  # type: ignore[no-any-return]
-
-
-def _build_optimizer(config: Mapping[str, Any]) -> Optimizer:
-    settings = {k: v for k, v in config.items() if k != "name"}
-    if isinstance(settings["lr"], dict):
-        lr = dict(settings["lr"])
-        settings["lr"] = _named(_SCHEDULES, "schedule", lr.pop("name"))(**lr)
-    return _named(_OPTIMIZERS, "optimizer", config["name"])(**settings)  # type: ignore[no-any-return]
-
-
-# What a run writes down
-
-
-class _Log:
-    """Means over the steps between two records."""
-
-    def __init__(self, start: int) -> None:
-        self.begun = time.perf_counter()
-        self.rows: list[dict[str, float]] = []
-        # When the last records were made: the speed is measured over these, so that compiling is soon forgotten.
-        self.times = deque([(self.begun, start)], maxlen=20)
-
-    def add(self, step: int, metrics: dict[str, float], last: bool) -> Record | None:
-        """Take in a step; gives a record after every `LOG_EVERY` steps and after the last one."""
-        self.rows.append(metrics)
-        if len(self.rows) < LOG_EVERY and not last:
-            return None
-        means = {name: sum(row[name] for row in self.rows) / len(self.rows) for name in LOGGED}
-        bad = [f"{name} is {value}" for name, value in means.items() if not math.isfinite(value)]
-        if bad:
-            raise NonFiniteError(
-                f"training diverged between steps {step - len(self.rows)} and {step}: {', '.join(bad)}; try a lower"
-                " learning rate, a penalty such as r1, or clip_norm"
-            )
-        self.rows.clear()
-        now = time.perf_counter()
-        since, first = self.times[0]
-        self.times.append((now, step))
-        speed = (step - first) / max(now - since, 1e-9)
-        return {
-            "step": step,
-            **means,
-            "seconds": round(now - self.begun, 3),
-            "steps_per_second": round(speed, 1),
-        }
-
-
-class _Folder:
-    """A run folder that is being written."""
-
-    def __init__(self, path: str, config: Mapping[str, Any]) -> None:
-        import json
-
-        self.as_json = json.dumps
-        toml = report.needs("tomli_w", "cli")
-        report.needs("PIL.Image", "cli")
-        self.curves = True
-        try:
-            report.needs("matplotlib.figure", "plot")
-        except ExtraError as error:
-            self.curves = False
-            report.say(f"minigan: no loss curves: {error}", error=True)
-        self.path = path
-        try:
-            os.makedirs(path, exist_ok=True)
-            if os.listdir(path):
-                raise ConfigError(f"{path} is not empty: runs are not overwritten, choose another folder")
-            for file in ("samples/", WEIGHTS):
-                os.makedirs(os.path.join(path, os.path.dirname(file)))
-            with open(os.path.join(path, "config.toml"), "wb") as settings:
-                toml.dump(config, settings)
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot be made a run folder: {error.strerror}") from None
-
-    def __enter__(self) -> "_Folder":
-        self.metrics: TextIO = open(os.path.join(self.path, "metrics.jsonl"), "w", buffering=1)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.metrics.close()
-
-    def write(self, record: Record | None) -> None:
-        """Append a record; line buffering hands it to the system at once."""
-        if record:
-            self.metrics.write(self.as_json(record) + "\n")
-
-    def picture(self, gan: GAN) -> None:
-        """A grid of what the generator makes of the run's fixed latents."""
-        name = f"step_{gan.game.steps:06}.png"
-        report.save_png(
-            os.path.join(self.path, "samples", name), report.image_grid(gan.sample(GRID, seed=gan.seed))
-        )
-
-    def finish(self, gan: GAN, records: list[Record]) -> None:
-        """The final weights and the curves."""
-        gan.save(os.path.join(self.path, WEIGHTS))
-        if self.curves:
-            report.loss_curves(os.path.join(self.path, "curves.png"), records)
 
 
 # Presets
@@ -528,4 +372,4 @@ PRESETS = {"digits": Preset(lambda: digits()[0], shape=(8, 8, 1), steps=6_000)}
 
 def preset(name: str) -> Preset:
     """The preset of that name; `ConfigError` lists the names there are."""
-    return _named(PRESETS, "preset", name)  # type: ignore[no-any-return]
+    return settings.named(PRESETS, "preset", name)  # type: ignore[no-any-return]

@@ -56,7 +56,9 @@ class Call:
 
     def mapped(self, function: Callable[[np.ndarray], np.ndarray]) -> "Call":
         """The same call with another form of its float arrays."""
-        return replace(self, arrays=[np.asarray(function(a)) if a.dtype in FLOATS else a for a in self.arrays])
+        return replace(
+            self, arrays=[np.asarray(function(a)) if a.dtype in FLOATS else a for a in self.arrays]
+        )
 
 
 def as_list(results: Any) -> list[Any]:
@@ -185,7 +187,9 @@ def check_layouts(primitive: Primitive, data: Any) -> None:
         found = [y.numpy().copy() for y in replace(call, arrays=given).outputs(mg.asarray)]
         changed = [i for i, (a, b) in enumerate(zip(given, before, strict=True)) if a.tobytes() != b]
         assert all(i < primitive.donates for i in changed), f"{primitive.name} writes to its inputs {changed}"
-        exact = primitive.kernel is primitive.formula or not primitive.flops(*plain.arrays, **call.sample.attributes)
+        exact = primitive.kernel is primitive.formula or not primitive.flops(
+            *plain.arrays, **call.sample.attributes
+        )
         terms = plain.mapped(np.abs).values()
         for y, expected, term in zip(found, plain.values(), terms, strict=True):
             where = f"{primitive.name} of layouts {layouts}, {dtype}"
@@ -224,7 +228,9 @@ def check_precision(primitive: Primitive, data: Any) -> None:
                 for a, b in zip(g, exact, strict=True):
                     assert a.dtype == FLOAT32, f"{primitive.name}: a gradient {order} of float32 is {a.dtype}"
                     limit = 2e-4 * np.abs(b).max(initial=1)
-                    np.testing.assert_allclose(a, b, rtol=0, atol=limit, err_msg=f"{primitive.name}: float32 gradient")
+                    np.testing.assert_allclose(
+                        a, b, rtol=0, atol=limit, err_msg=f"{primitive.name}: float32 gradient"
+                    )
 
 
 def gradients(call: Call) -> list[list[np.ndarray]]:
@@ -259,9 +265,13 @@ def check_memory(primitive: Primitive, data: Any) -> None:
         xs = [mg.tensor(a) for a in call.arrays]
         ys = as_list(call(*xs))
         for i, (x, a) in enumerate(zip(xs, call.arrays, strict=True)):
-            assert i < primitive.donates or x.array.tobytes() == a.tobytes(), f"{primitive.name} writes to its input {i}"
+            assert i < primitive.donates or x.array.tobytes() == a.tobytes(), (
+                f"{primitive.name} writes to its input {i}"
+            )
         if primitive.donates:
-            assert all(y is x for y, x in zip(ys, xs, strict=False)), f"{primitive.name} does not return what it updates"
+            assert all(y is x for y, x in zip(ys, xs, strict=False)), (
+                f"{primitive.name} does not return what it updates"
+            )
         elif primitive.view is None:
             apart(primitive, [*xs, *ys])
         for y, again in zip(ys, call.outputs(), strict=True):
@@ -299,11 +309,15 @@ def check_edges(primitive: Primitive, data: Any) -> None:
             arrays = draw_arrays(replace(sample, kink=None), random, dtype)
             for a in arrays:
                 if a.dtype in FLOATS:
-                    np.putmask(a, random.random(a.shape) < 0.3, random.choice(np.array(sample.edges, dtype), a.shape))
+                    np.putmask(
+                        a, random.random(a.shape) < 0.3, random.choice(np.array(sample.edges, dtype), a.shape)
+                    )
         call = Call(primitive, sample, arrays)
         values, exact = call.values(), call.mapped(lambda a: a.astype(np.float64)).values()
         for y, wide in zip(values, exact, strict=True):
-            np.testing.assert_array_equal(np.isnan(y), np.isnan(wide), err_msg=f"{primitive.name} of {arrays}")
+            np.testing.assert_array_equal(
+                np.isnan(y), np.isnan(wide), err_msg=f"{primitive.name} of {arrays}"
+            )
         if differentiable(primitive):
             check_edge_gradients(call, values)
 
@@ -316,7 +330,9 @@ def all_combinations(sample: Sample, random: np.random.Generator, dtype: Any) ->
         for x in sample.inputs
     ]
     columns = zip(*itertools.product(*values), strict=True)
-    return [np.array(c, np.bool_ if kind == "bool" else dtype) for kind, c in zip(kinds, columns, strict=True)]
+    return [
+        np.array(c, np.bool_ if kind == "bool" else dtype) for kind, c in zip(kinds, columns, strict=True)
+    ]
 
 
 def check_edge_gradients(call: Call, values: list[np.ndarray]) -> None:

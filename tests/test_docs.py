@@ -13,7 +13,7 @@ from types import ModuleType
 import pytest
 
 import minigan as mg
-from minigan.ops import registry
+from minigan import registry
 
 ROOT = Path(__file__).parents[1]
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -108,7 +108,7 @@ fails when it is not what the code would give now.
 def table_of_operations() -> str:
     """docs/5-ops.md as the code would have it."""
     lines = []
-    for primitive in registry.primitives(MODULES):
+    for primitive in registry.primitives():
         row = registry.row(primitive)
         formula = (
             f"`{row.formula}`".replace("|", "\\|") if row.formula else "view" if primitive.view else "kernel"

@@ -56,7 +56,9 @@ def test_softplus_is_within_4_ulp(dtype: Any) -> None:
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("labels", ["hard", "soft"])
-def test_sigmoid_cross_entropy_is_within_4_ulp_for_hard_labels_and_8_for_soft(dtype: Any, labels: str) -> None:
+def test_sigmoid_cross_entropy_is_within_4_ulp_for_hard_labels_and_8_for_soft(
+    dtype: Any, labels: str
+) -> None:
     x = logits(dtype)
     random = np.random.default_rng(1)
     if labels == "hard":
@@ -64,7 +66,9 @@ def test_sigmoid_cross_entropy_is_within_4_ulp_for_hard_labels_and_8_for_soft(dt
         x, z = np.concatenate([x, x]), np.concatenate([z, 1 - z])
     else:
         edges = np.array([0.1, 0.9, 1e-7, 1 - 1e-7, 0.5, 1e-40], dtype)
-        z = np.where(random.random(x.shape) < 0.5, random.random(x.shape), random.choice(edges, x.shape)).astype(dtype)
+        z = np.where(
+            random.random(x.shape) < 0.5, random.random(x.shape), random.choice(edges, x.shape)
+        ).astype(dtype)
     with mpmath.workdps(50):
         exact = [cross_entropy(*pair) for pair in zip(x, z, strict=True)]
         for found in both(ops.sigmoid_cross_entropy, ops.loss._sigmoid_cross_entropy, x, z):

@@ -11,10 +11,10 @@ from harness import CHECKS, QUICK, THOROUGH, check_derivatives, differentiable, 
 
 import minigan as mg
 from minigan.kernels.loops import Formula
-from minigan.ops.registry import MODULES, primitives, row
+from minigan.registry import primitives, row
 from minigan.tape import Primitive, apply, same_spec
 
-PRIMITIVES = primitives((*MODULES, "minigan.nn.module", "minigan.optim"))
+PRIMITIVES = primitives()
 BY_NAME = {primitive.name: primitive for primitive in PRIMITIVES}
 
 # Nothing to differentiate: their results are booleans, positions or random numbers.
@@ -22,7 +22,9 @@ COMPARISONS = {"equal", "not_equal", "greater", "greater_equal"}
 WITHOUT_DERIVATIVE = COMPARISONS | {"argmax", "argsort", "random_bits", "uniform", "normal"}
 
 
-@pytest.mark.parametrize("profile", [QUICK, pytest.param(THOROUGH, marks=pytest.mark.slow)], ids=["quick", "thorough"])
+@pytest.mark.parametrize(
+    "profile", [QUICK, pytest.param(THOROUGH, marks=pytest.mark.slow)], ids=["quick", "thorough"]
+)
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
 @pytest.mark.parametrize("primitive", PRIMITIVES, ids=lambda primitive: primitive.name)
 def test_primitive(primitive, check, profile):
@@ -33,7 +35,9 @@ def test_primitive(primitive, check, profile):
 
 
 def test_no_primitive_escapes():
-    alive = {x.name for x in gc.get_objects() if isinstance(x, Primitive) and not x.name.startswith("planted ")}
+    alive = {
+        x.name for x in gc.get_objects() if isinstance(x, Primitive) and not x.name.startswith("planted ")
+    }
     assert alive == set(BY_NAME)
     assert len(BY_NAME) == len(PRIMITIVES), "two primitives share a name"
 
@@ -101,7 +105,9 @@ def has_rule(primitive: Primitive) -> bool:
     return primitive.vjp is not None and primitive.name != "sign"
 
 
-@pytest.mark.parametrize("primitive", list(filter(has_rule, PRIMITIVES)), ids=lambda primitive: primitive.name)
+@pytest.mark.parametrize(
+    "primitive", list(filter(has_rule, PRIMITIVES)), ids=lambda primitive: primitive.name
+)
 def test_an_error_of_half_a_thousandth_in_any_rule_is_caught(primitive):
     with pytest.raises(AssertionError, match="order 1"):
         run(check_derivatives, with_rule(primitive, lambda g: g * 1.0005))
@@ -132,13 +138,17 @@ def scale_one(outs: Any, arrays: Any) -> None:
     outs[0].flat[-1:] *= 1.0005
 
 
-@pytest.mark.parametrize("name", ["tanh", "sigmoid_cross_entropy", "matmul", "sum", "slice", "softmax", "take"])
+@pytest.mark.parametrize(
+    "name", ["tanh", "sigmoid_cross_entropy", "matmul", "sum", "slice", "softmax", "take"]
+)
 def test_an_error_of_half_a_thousandth_in_one_entry_of_a_kernel_is_caught(name):
     primitive = BY_NAME[name]
     if primitive.view:
         view = primitive.view
         primitive = replace(
-            primitive, view=None, kernel=lambda outs, x, **attributes: np.copyto(outs[0], view(x, **attributes))
+            primitive,
+            view=None,
+            kernel=lambda outs, x, **attributes: np.copyto(outs[0], view(x, **attributes)),
         )
     assert caught(with_kernel(primitive, scale_one))
 
@@ -190,7 +200,9 @@ def test_other_faults_of_a_rule_are_caught():
     assert caught(with_rule(exp, lambda g: g.astype(np.float64))), "a gradient of another dtype"
     assert caught(with_rule(exp, lambda g: g[None])), "a gradient of another shape"
     random = np.random.default_rng(0)
-    assert caught(with_rule(exp, lambda g: g * (1 + 1e-12 * random.random()))), "bits that change from run to run"
+    assert caught(with_rule(exp, lambda g: g * (1 + 1e-12 * random.random()))), (
+        "bits that change from run to run"
+    )
     assert caught(planted(exp, linear=(0,))), "a function declared linear that is not"
     assert caught(planted(BY_NAME["absolute"], linear=(0,))), "one that only scales like a linear one"
     assert caught(planted(exp, reference=lambda x: mg.ops.exp(x) * 1.0005)), "another reference"

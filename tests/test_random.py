@@ -6,7 +6,7 @@ import pytest
 import minigan as mg
 from minigan import ops
 from minigan.ops.random import Stream
-from minigan.ops.registry import primitives
+from minigan.registry import primitives
 from minigan.tape import apply
 
 PRIMITIVES = {primitive.name: primitive for primitive in primitives()}
@@ -42,7 +42,12 @@ def test_the_same_place_gives_the_same_numbers_and_every_other_place_others() ->
     base = draws(Stream(1, "noise", 5))
     assert base == draws(Stream(1, "noise").at(5))
     assert len(set(base)) == 3
-    others = [Stream(2, "noise", 5), Stream(1, "other", 5), Stream(1, "noise", 6), Stream(1, "noise", 5).child("a")]
+    others = [
+        Stream(2, "noise", 5),
+        Stream(1, "other", 5),
+        Stream(1, "noise", 6),
+        Stream(1, "noise", 5).child("a"),
+    ]
     others.append(Stream(1, "noise", 2**40 + 5))
     seen = set(base)
     for stream in others:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import minigan as mg
-from minigan import train
+from minigan import folder, train
 from minigan.checkpoint import digest
 
 IMAGES, LABELS = mg.data.digits()
@@ -120,7 +120,7 @@ def test_records_are_means() -> None:
     batches = mg.data.Batches(IMAGES, 16, mg.ops.Stream(0, "data"))
     metrics = [singles.step(batches) for _ in range(10)]
     (record,) = small().fit(IMAGES, steps=10, batch=16).records
-    for name in train.LOGGED:
+    for name in folder.LOGGED:
         assert record[name] == pytest.approx(np.mean([m[name] for m in metrics]))
 
 

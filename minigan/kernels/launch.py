@@ -59,7 +59,11 @@ def cache_folder() -> "Path | None":
     from pathlib import Path
 
     named = os.environ.get("MINIGAN_CACHE_DIR")
-    root = Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "minigan"
+    root = (
+        Path(named)
+        if named
+        else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "minigan"
+    )
     digest = hashlib.sha256(f"{sys.version} {np.__version__} {numba().__version__}".encode())
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
@@ -88,7 +92,9 @@ def build(name: str, source: str, arguments: tuple[Any, ...]) -> Callable[..., N
             function = numba().njit(cache=True, **OPTIONS)(_define(name, source, str(path)))
             return _specialise(function, arguments)
         except Exception as error:  # a damaged cache shows in many ways (unpickling, zlib, disk full)
-            _notice(f"the cache of compiled kernels cannot be used for {name}: {type(error).__name__}: {error}")
+            _notice(
+                f"the cache of compiled kernels cannot be used for {name}: {type(error).__name__}: {error}"
+            )
     return _specialise(numba().njit(**OPTIONS)(_define(name, source, f"<minigan kernel {name}>")), arguments)
 
 
@@ -117,7 +123,12 @@ def _define(name: str, source: str, filename: str) -> Any:
     module = types.ModuleType(f"minigan_kernel_{name}_{zlib.crc32(source.encode()):08x}")
     sys.modules[module.__name__] = module
     exec(compile(source, filename, "exec"), module.__dict__)
-    linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)  # for Numba's error messages
+    linecache.cache[filename] = (
+        len(source),
+        None,
+        source.splitlines(True),
+        filename,
+    )  # for Numba's error messages
     return module.__dict__[name]
 
 

@@ -72,9 +72,16 @@ class Formula:
         names = {n.id for part in [*body, result] for n in ast.walk(part) if isinstance(n, ast.Name)}
         two = "r" in layout or "c" in layout
         index = "i, j" if two else "i"
-        reads: dict[str, list[str]] = {"s": [], "c": [], "r": [], "v": []}  # by the loop a value is constant in
+        reads: dict[str, list[str]] = {
+            "s": [],
+            "c": [],
+            "r": [],
+            "v": [],
+        }  # by the loop a value is constant in
         for name, letter in zip(self.inputs, layout, strict=True):
-            reads[letter].append(f"{name} = in_{name}[{ {'s': '0', 'c': 'i', 'r': 'j', 'v': index}[letter] }]")
+            reads[letter].append(
+                f"{name} = in_{name}[{ {'s': '0', 'c': 'i', 'r': 'j', 'v': index}[letter] }]"
+            )
         targets = [f"in_{self.inputs[k]}" if k < self.donates else f"out_{k}" for k in range(outputs)]
         values = result.elts if isinstance(result, ast.Tuple) else [result]
         steps = reads["r"] + reads["v"] + [ast.unparse(statement) for statement in body]
@@ -88,7 +95,13 @@ class Formula:
             f"from minigan.kernels.vector import {name}_{dtype} as {name}"
             for name in sorted(names.intersection(formula_names.__all__))
         ]
-        lines += ["", f"dtype = np.{dtype}", "", "", f"def {self.name}_{dtype}_{layout}({', '.join(arguments)}):"]
+        lines += [
+            "",
+            f"dtype = np.{dtype}",
+            "",
+            "",
+            f"def {self.name}_{dtype}_{layout}({', '.join(arguments)}):",
+        ]
         lines += [f"    {name} = dtype(at_{name})" for name in self.attributes]
         lines += ["    " + read for read in reads["s"]]
         lines += [f"    for i in range({targets[0]}.shape[0]):"]
@@ -105,7 +118,9 @@ class Formula:
         body, result = self._body()
         nodes = [node for part in [*body, result] for node in ast.walk(part)]
         arithmetic = sum(isinstance(node, (ast.BinOp, ast.UnaryOp, ast.Compare)) for node in nodes)
-        calls = [node.func.id for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
+        calls = [
+            node.func.id for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+        ]
         return arithmetic + len([name for name in calls if name != "dtype"])
 
     def _body(self) -> tuple[list[ast.stmt], ast.expr]:
@@ -171,7 +186,9 @@ def _rows_and_columns(shape: tuple[int, ...], arrays: Sequence[Array]) -> tuple[
     halves = {"r": [axis for axis in full if axis >= split], "c": [axis for axis in full if axis < split]}
     layout = ""
     for axes in kept:
-        layout += next((letter for letter, half in halves.items() if axes == half != full), "v") if axes else "s"
+        layout += (
+            next((letter for letter, half in halves.items() if axes == half != full), "v") if axes else "s"
+        )
     rows = int(np.prod(shape[:split], dtype=np.int64))
     loop: Any = (rows, -1) if "r" in layout or "c" in layout else -1
     operands = []

@@ -110,7 +110,8 @@ def _distribution(name: str, kernel: Any, **settings: float) -> Primitive:
         kernel=kernel,
         flops=lambda bits, shape, **settings: math.prod(shape),
         samples=tuple(
-            Sample((Input((4, 4), "counter"),), {"shape": (2, 3), "dtype": dtype, **settings}) for dtype in FLOATS
+            Sample((Input((4, 4), "counter"),), {"shape": (2, 3), "dtype": dtype, **settings})
+            for dtype in FLOATS
         ),
     )
 
@@ -169,7 +170,9 @@ class Stream:
         """Uniform numbers from low to high, with 24 random bits in float32 and 53 in float64."""
         return self._draw_floats(_uniform, shape, dtype, low=float(low), high=float(high))
 
-    def normal(self, shape: Sequence[int], mean: float = 0.0, std: float = 1.0, dtype: Any = np.float32) -> Tensor:
+    def normal(
+        self, shape: Sequence[int], mean: float = 0.0, std: float = 1.0, dtype: Any = np.float32
+    ) -> Tensor:
         """Normal numbers of the given mean and standard deviation."""
         return self._draw_floats(_normal, shape, dtype, mean=float(mean), std=float(std))
 
@@ -178,7 +181,9 @@ class Stream:
         keys = self.bits(-(-n // 2)).array.reshape(-1)[: 2 * n]
         return np.argsort(keys[0::2].astype(np.uint64) << np.uint64(32) | keys[1::2], kind="stable")
 
-    def _draw_floats(self, primitive: Primitive, shape: Sequence[int], dtype: Any, **settings: float) -> Tensor:
+    def _draw_floats(
+        self, primitive: Primitive, shape: Sequence[int], dtype: Any, **settings: float
+    ) -> Tensor:
         wanted = np.dtype(dtype)
         if wanted not in FLOATS:
             raise DTypeError(f"{primitive.name}: dtype {wanted}: expected float32 or float64")

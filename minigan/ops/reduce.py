@@ -116,7 +116,9 @@ def var(x: TensorLike, axis: Axis = None, keepdims: bool = False, correction: fl
     x = lift(x)
     count = math.prod(x.shape[a] for a in axes_of("var", axis, x.ndim))
     if count <= correction:
-        raise ShapeError(f"var: {count} elements with correction {correction} have no variance (shape {x.shape})")
+        raise ShapeError(
+            f"var: {count} elements with correction {correction} have no variance (shape {x.shape})"
+        )
     centred = x - mean(x, axis, keepdims=True)
     return sum(centred * centred, axis, keepdims) * (1.0 / (count - correction))
 
@@ -333,7 +335,8 @@ _gather_adjoint: Primitive = Primitive(
     linear=(0,),
     flops=lambda gy, indices, axis, shape: gy.size,
     samples=tuple(
-        Sample((Input(i), Input(i, "index", high=s[axis])), {"axis": axis, "shape": s}) for s, i, axis in _GATHERS
+        Sample((Input(i), Input(i, "index", high=s[axis])), {"axis": axis, "shape": s})
+        for s, i, axis in _GATHERS
     ),
 )
 

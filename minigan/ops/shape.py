@@ -97,7 +97,9 @@ def split(x: TensorLike, sizes: int | Sequence[int], axis: int = 0) -> list[Tens
             raise ShapeError(f"split: an axis of size {length} does not divide into {sizes} equal parts")
         sizes = [length // sizes] * sizes
     if min(sizes, default=0) < 0 or math.fsum(sizes) != length:
-        raise ShapeError(f"split: sizes {list(sizes)} add up to {math.fsum(sizes):g}, the axis has size {length}")
+        raise ShapeError(
+            f"split: sizes {list(sizes)} add up to {math.fsum(sizes):g}, the axis has size {length}"
+        )
     ends = np.cumsum(sizes).tolist()
     return [x[(slice(None),) * at + (slice(end - size, end),)] for size, end in zip(sizes, ends, strict=True)]
 
@@ -111,7 +113,9 @@ def pad(x: TensorLike, widths: Sequence[tuple[int, int]], value: float = 0.0) ->
     """
     x = lift(x)
     if len(widths) != x.ndim or any(w < 0 for both in widths for w in both):
-        raise ShapeError(f"pad: widths {list(widths)} for shape {x.shape}: expected {x.ndim} non-negative pairs")
+        raise ShapeError(
+            f"pad: widths {list(widths)} for shape {x.shape}: expected {x.ndim} non-negative pairs"
+        )
     key: Any = (*(slice(before, before + n) for (before, _), n in zip(widths, x.shape, strict=True)), ...)
     shape = tuple(before + n + after for (before, after), n in zip(widths, x.shape, strict=True))
     padded: Tensor = apply(UNSLICE, x, key=key, shape=shape)
@@ -168,9 +172,7 @@ def _einsum_vjp(gy: Any, y: Any, *xs: Any, terms: tuple[str, ...], result: str) 
         x, term = xs[position], terms[position]
         known = {letter for t in (result, *(t for _, t in others)) for letter in t}
         there = "".join(letter for letter in term if letter in known)
-        g = apply(
-            _einsum, gy, *(o for o, _ in others), terms=(result, *(t for _, t in others)), result=there
-        )
+        g = apply(_einsum, gy, *(o for o, _ in others), terms=(result, *(t for _, t in others)), result=there)
         # An index of this operand alone was summed over: its derivative is the same along that axis.
         kept = tuple(n if letter in known else 1 for letter, n in zip(term, x.shape, strict=True))
         return expand(same_elements(g, kept), x.shape)
@@ -179,7 +181,11 @@ def _einsum_vjp(gy: Any, y: Any, *xs: Any, terms: tuple[str, ...], result: str) 
 
 
 def _einsum_flops(*arrays: Array, terms: tuple[str, ...], result: str) -> int:
-    sizes = {a: n for array, term in zip(arrays, terms, strict=True) for a, n in zip(term, array.shape, strict=True)}
+    sizes = {
+        a: n
+        for array, term in zip(arrays, terms, strict=True)
+        for a, n in zip(term, array.shape, strict=True)
+    }
     return len(arrays) * int(math.prod(sizes.values()))
 
 
@@ -229,15 +235,21 @@ def einsum(subscripts: str, *tensors: TensorLike) -> Tensor:
         if leading < 0 or (leading and "..." not in term):
             raise ShapeError(f"einsum: {term!r} does not name the {x.ndim} axes of shape {x.shape}")
         terms[k] = term.replace("...", "".join(spare[:leading]))
-    shared = max((x.ndim - len(t.replace("...", "")) for x, t in zip(xs, left.split(","), strict=True)), default=0)
+    shared = max(
+        (x.ndim - len(t.replace("...", "")) for x, t in zip(xs, left.split(","), strict=True)), default=0
+    )
     if not arrow:
         letters = "".join(t.replace("...", "") for t in left.split(","))
-        result = ("..." if "..." in left else "") + "".join(sorted(a for a in set(letters) if letters.count(a) == 1))
+        result = ("..." if "..." in left else "") + "".join(
+            sorted(a for a in set(letters) if letters.count(a) == 1)
+        )
     result = result.replace("...", "".join(spare[:shared]))
     if any(not letter.isalpha() for letter in "".join(terms) + result):
         raise ShapeError(f"einsum: {subscripts!r} has characters that are no index letters")
     if len(set(result)) != len(result) or not set(result) <= set("".join(terms)):
-        raise ShapeError(f"einsum: the result {result!r} of {subscripts!r} repeats an index or has an unknown one")
+        raise ShapeError(
+            f"einsum: the result {result!r} of {subscripts!r} repeats an index or has an unknown one"
+        )
     pairs = [_without_repeats(x, term) for x, term in zip(xs, terms, strict=True)]
     return apply(  # type: ignore[no-any-return]
         _einsum, *(x for x, _ in pairs), terms=tuple(term for _, term in pairs), result=result

@@ -22,6 +22,8 @@ MODULES = (
     "minigan.ops.shape",
     "minigan.ops.random",
     "minigan.ops.loss",
+    "minigan.nn.module",
+    "minigan.optim",
 )
 
 
@@ -46,9 +48,9 @@ class Row:
 def primitives(modules: Iterable[str] = MODULES) -> list[Primitive]:
     """The primitives found among the names of these modules, each once, sorted by name.
 
-    >>> from minigan.ops.registry import primitives
+    >>> from minigan.registry import primitives
     >>> [p.name for p in primitives()][:3]
-    ['absolute', 'add', 'alias']
+    ['absolute', 'adam', 'add']
     """
     found = {
         id(value): value
@@ -65,7 +67,9 @@ def row(primitive: Primitive) -> Row:
     dtypes: dict[str, Any] = {"float": np.float32, "bool": np.bool_, "index": np.int64, "counter": np.uint32}
     arrays = [np.zeros(x.shape, dtypes[x.kind]) for x in sample.inputs]
     specs = primitive.infer(*arrays, **sample.attributes)
-    moved = [a.nbytes for a in arrays] + [int(np.prod(s, dtype=np.int64)) * np.dtype(d).itemsize for s, d in specs]
+    moved = [a.nbytes for a in arrays] + [
+        int(np.prod(s, dtype=np.int64)) * np.dtype(d).itemsize for s, d in specs
+    ]
     return Row(
         primitive.name,
         "" if primitive.formula is None else formula_text(primitive),
