@@ -31,10 +31,10 @@ def device_name(device: str | None) -> str:
     raise DeviceError(f"device {device!r}: this version of minigan computes on 'cpu' only")
 
 
-def allocate(specs: Sequence[Spec]) -> list[Array]:
+def allocate(specs: Sequence[Spec]) -> tuple[Array, ...]:
     """Uninitialised C-contiguous arrays; `ShapeError` before anything is allocated if one cannot exist."""
     try:
-        return [np.empty(shape, dtype) for shape, dtype in specs]
+        return tuple([np.empty(shape, dtype) for shape, dtype in specs])
     except ValueError as error:
         raise ShapeError(
             f"cannot allocate arrays of shapes {[shape for shape, _ in specs]}: {error}"

@@ -129,7 +129,7 @@ def _mean_infer(x: Array, axes: tuple[int, ...], keepdims: bool) -> Sequence[Spe
 
 def _mean_kernel(outs: Sequence[Array], x: Array, axes: tuple[int, ...], keepdims: bool) -> None:
     _sum_kernel(outs, x, axes, keepdims)
-    outs[0] *= _weight(x.shape, axes)
+    np.multiply(outs[0], _weight(x.shape, axes), out=outs[0])
 
 
 def _weight(shape: tuple[int, ...], axes: tuple[int, ...]) -> float:

@@ -93,20 +93,20 @@ class Primitive:
 
 
 class Storage:
-    """What all tensors over one block of memory share: a count of in-place changes, and a lock on a caller's array."""
+    """What tensors over one block of memory share: a count of in-place changes, and a lock on a caller's array."""
 
-    # Class attributes, because one is made for every result and nearly none is ever written to.
-    version = 0
-    shared: Array | None = None  # the caller's own array, if this memory is the caller's
-    _lock: "weakref.ref[_Lock] | None" = None
+    __slots__ = ("_lock", "shared", "version")
 
-    def lock(self) -> "_Lock | None":
+    def __init__(self, shared: Array | None = None) -> None:
+        self.version = 0
+        self.shared = shared  # the caller's own array, if this memory is the caller's
+        self._lock: weakref.ref[_Lock] | None = None
+
+    def lock(self, array: Array) -> "_Lock":
         """The lock that keeps the caller's array read-only for as long as somebody holds it."""
-        if self.shared is None:
-            return None
         lock = self._lock() if self._lock else None
         if lock is None:
-            lock = _Lock(self.shared)
+            lock = _Lock(array)
             self._lock = weakref.ref(lock)
         return lock
 
@@ -130,7 +130,8 @@ class Value:
         array: the memory.
         node: the call that computed it, or `None` for a leaf.
         point: the number of its place in the graph: two handles of one result have the same.
-        storage: what it shares with other tensors over the same memory.
+        storage: what it shares with other tensors over the same memory; `None` as long as there are none and nothing
+            has changed it, which spares most results an object.
     """
 
     __slots__ = ("__weakref__", "array", "node", "point", "storage")
@@ -141,50 +142,56 @@ class Value:
         self.array = array
         self.node = node
         self.point = next(_points) if node is None else node.point + index
-        self.storage = Storage() if storage is None else storage
+        self.storage = storage
+
+    def share(self) -> Storage:
+        """The storage, for another tensor over the same memory, or to count a change."""
+        if self.storage is None:
+            self.storage = Storage()
+        return self.storage
 
 
 class Node:
-    """One recorded call. It refers to its inputs, never to the tensors made from its outputs: no reference cycles."""
+    """One recorded call. It refers to its inputs, never to the tensors made from its outputs: no reference cycles.
 
-    __slots__ = ("attributes", "inputs", "locks", "outs", "point", "primitive", "storages", "versions")
+    Only leaves are ever changed in place, so the versions of the inputs tell whether a derivative is still right.
+    """
+
+    __slots__ = ("attributes", "inputs", "locks", "outs", "point", "primitive", "versions")
 
     def __init__(
         self,
         primitive: Primitive,
         inputs: tuple[Value, ...],
         attributes: dict[str, Any],
-        outs: Sequence[Array],
-        storages: Sequence[Storage],
+        outs: tuple[Array, ...],
     ) -> None:
         self.primitive = primitive
         self.inputs = inputs
         self.attributes = attributes
         self.outs = outs
-        self.storages = storages
         self.point = next(_points)  # rises with time, so sorting by it is a topological order
-        versions: list[int] = []
-        self.versions = versions
         self.locks: list[Any] | None = None
+        versions = []
         for x in inputs:
             storage = x.storage
-            versions.append(storage.version)
-            if storage.shared is not None:
-                self.locks = [*(self.locks or ()), storage.lock()]
+            if storage is None:
+                versions.append(0)
+            else:
+                versions.append(storage.version)
+                if storage.shared is not None:
+                    self.locks = [*(self.locks or ()), storage.lock(storage.shared)]
+        self.versions = tuple(versions)
 
     def check_unchanged(self) -> None:
-        """Raise `GraphError` if an input or output was changed in place since it was recorded."""
+        """Raise `GraphError` if an input was changed in place since it was recorded."""
         for x, version in zip(self.inputs, self.versions):  # noqa: B905 - every node of every walk passes here
-            if x.storage.version != version:
-                self._stale("input", x.array, x.storage.version - version)
-        if self.primitive.view is None:  # the memory of a view is its input's, which was just checked
-            for out, storage in zip(self.outs, self.storages, strict=True):
-                if storage.version:
-                    self._stale("output", out, storage.version)
+            if x.storage is not None and x.storage.version != version:
+                self._stale(x.array, x.storage.version - version)
 
-    def _stale(self, which: str, array: Array, changes: int) -> None:
+    def _stale(self, array: Array, changes: int) -> None:
         raise GraphError(
-            f"{self.primitive.name}: an {which} of shape {array.shape} was changed in place {changes} time(s) after it"
+            f"{self.primitive.name}: an input of shape {array.shape} was changed in place {changes} time(s) after it"
             " was recorded, as an optimiser does; take gradients before updating, or compute the outputs again"
         )
 
@@ -231,22 +238,20 @@ def apply(primitive: Primitive, *inputs: Any, **attributes: Any) -> Any:
     specs = primitive.infer(*arrays, **attributes)
     if primitive.donates:
         return _update(primitive, inputs, arrays, specs, attributes)
-    outs: Sequence[Array]
-    storages: Sequence[Storage]
     if primitive.view is not None:
-        outs = (primitive.view(arrays[0], **attributes),)
-        storages = (inputs[0].storage,)
+        outs: tuple[Array, ...] = (primitive.view(arrays[0], **attributes),)
+        storage = inputs[0].share()
     else:
         outs = allocate(specs)
         primitive.kernel(outs, *arrays, **attributes)  # type: ignore[misc]
-        storages = (Storage(),) if len(outs) == 1 else [Storage() for _ in outs]
+        storage = None
     node = None
     if _state.recording and (primitive.vjp is not None or primitive.reference is not None):
-        node = Node(primitive, inputs, attributes, outs, storages)
+        node = Node(primitive, inputs, attributes, outs)
     make = type(inputs[0])
     if len(outs) == 1:
-        return make(outs[0], node, 0, storages[0])
-    return tuple([make(out, node, i, storages[i]) for i, out in enumerate(outs)])
+        return make(outs[0], node, 0, storage)
+    return tuple([make(out, node, i) for i, out in enumerate(outs)])
 
 
 def _update(
@@ -255,16 +260,20 @@ def _update(
     """Run a primitive whose first inputs are overwritten; the version of each rises."""
     donated = inputs[: primitive.donates]
     for position, x in enumerate(donated):
+        if x.node is not None:
+            raise GraphError(
+                f"{primitive.name}: input {position}, shape {x.array.shape}, is to be updated in place but is the"
+                f" result of {x.node.primitive.name}: only leaves are updated, use .detach()"
+            )
         if not x.array.flags.writeable:
             raise GraphError(
                 f"{primitive.name}: input {position}, shape {x.array.shape}, is to be updated in place but is"
                 " read-only: a graph still holds it, or the array it shares is read-only"
             )
-    primitive.kernel(  # type: ignore[misc]
-        arrays[: primitive.donates] + allocate(specs[primitive.donates :]), *arrays, **attributes
-    )
+    outs = (*arrays[: primitive.donates], *allocate(specs[primitive.donates :]))
+    primitive.kernel(outs, *arrays, **attributes)  # type: ignore[misc]
     for x in donated:
-        x.storage.version += 1
+        x.share().version += 1
     return donated
 
 
@@ -339,8 +348,7 @@ def _seed(y: Value, v: Any) -> Any:
 def _backward(outs: list[Any], targets: list[Any], seeds: list[Any], cut: bool = False) -> list[Any]:
     """Cotangents of the targets (`None` where unused). With `cut`, what lies behind a target is not visited."""
     wanted = {x.point for x in targets}
-    order = _needed_nodes(outs, wanted, cut)
-    live = wanted.union(*[range(node.point, node.point + len(node.outs)) for node in order])
+    order, live = _needed(outs, wanted, cut)
     found: dict[int, Any] = {}
     for y, v in zip(outs, seeds, strict=True):
         found[y.point] = found[y.point] + v if y.point in found else v
@@ -364,9 +372,9 @@ def _thunks(node: Node, found: dict[int, Any], wanted: set[int]) -> Sequence[Thu
         gy = found.get(point) if point in wanted else found.pop(point, None)
         if gy is None:
             return ()
-        y = make(node.outs[0], node, 0, node.storages[0])
+        y = make(node.outs[0], node, 0, node.inputs[0].storage if node.primitive.view else None)
         return rule(gy, y, *node.inputs, **node.attributes)
-    ys = [make(out, node, i, node.storages[i]) for i, out in enumerate(node.outs)]
+    ys = [make(out, node, i) for i, out in enumerate(node.outs)]
     gys = [found.get(y.point) if y.point in wanted else found.pop(y.point, None) for y in ys]
     if all(gy is None for gy in gys):
         return ()
@@ -374,8 +382,8 @@ def _thunks(node: Node, found: dict[int, Any], wanted: set[int]) -> Sequence[Thu
     return rule(tuple(gys), tuple(ys), *node.inputs, **node.attributes)
 
 
-def _needed_nodes(outs: list[Any], wanted: set[int], cut: bool) -> list[Node]:
-    """The nodes between `outs` and the wanted points, in the order they were recorded."""
+def _needed(outs: list[Any], wanted: set[int], cut: bool) -> tuple[list[Node], set[int]]:
+    """The nodes between `outs` and the wanted points, in the order they were recorded, and all their points."""
     stack = [y.node for y in outs if y.node is not None]
     seen: dict[int, Node] = {}
     while stack:
@@ -384,17 +392,18 @@ def _needed_nodes(outs: list[Any], wanted: set[int], cut: bool) -> list[Node]:
             continue
         seen[node.point] = node
         for x in node.inputs:
-            if x.node is not None and x.node.point not in seen and not (cut and x.point in wanted):
-                stack.append(x.node)
+            behind = x.node
+            if behind is not None and behind.point not in seen and not (cut and x.point in wanted):
+                stack.append(behind)
     order = []
     live = set(wanted)
-    for _, node in sorted(seen.items()):
+    for point, node in sorted(seen.items()):
         for x in node.inputs:
             if x.point in live:
                 order.append(node)
-                live.update(range(node.point, node.point + len(node.outs)))
+                live.update(range(point, point + len(node.outs)))
                 break
-    return order
+    return order, live
 
 
 def _rule_of_reference(primitive: Primitive) -> Callable[..., Sequence[Thunk]]:

@@ -27,7 +27,7 @@ from minigan.linear import (
     unbroadcast,
 )
 from minigan.pointwise import broadcast, pointwise
-from minigan.tape import Input, Primitive, Sample, Value, apply
+from minigan.tape import Input, Primitive, Sample, Storage, Value, apply
 
 TensorLike = Union["Tensor", Array, np.generic, float, int]
 
@@ -87,7 +87,7 @@ class Tensor(Value):
 
     def detach(self) -> "Tensor":
         """The same memory without the history: a leaf."""
-        return Tensor(self.array, storage=self.storage)
+        return Tensor(self.array, storage=self.share())
 
     def astype(self, dtype: Any) -> "Tensor":
         """This tensor in another dtype, differentiable between float dtypes."""
@@ -213,6 +213,15 @@ class Tensor(Value):
     def __dlpack_device__(self) -> Any:
         return self.array.__dlpack_device__()
 
+    def __copy__(self) -> "Tensor":
+        return self.detach()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Tensor":
+        return Tensor(self.array.copy())
+
+    def __reduce__(self) -> Any:
+        return Tensor, (self.array,)  # a leaf: a place in the graph means nothing in another process
+
     def __repr__(self) -> str:
         return np.array2string(self.array, prefix="Tensor(", separator=", ").join(
             ("Tensor(", f", dtype={self.dtype})")
@@ -259,7 +268,7 @@ def asarray(array: Any, dtype: Any = None, device: str | None = None) -> Tensor:
     own = native(array, dtype)
     result = Tensor(own)
     if isinstance(array, np.ndarray) and np.may_share_memory(own, array):
-        result.storage.shared = array
+        result.storage = Storage(array)
     return result
 
 
