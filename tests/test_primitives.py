@@ -171,7 +171,7 @@ def vary() -> Callable[..., None]:
     runs = iter(range(10**9))
 
     def add_a_little(outs: Any, arrays: Any) -> None:
-        outs[0] *= 1 + next(runs) % 2 * np.finfo(outs[0].dtype).eps
+        np.multiply(outs[0], 1 + next(runs) % 2 * np.finfo(outs[0].dtype).eps, out=outs[0])
 
     return add_a_little
 
@@ -187,7 +187,7 @@ class LayoutDependent(Formula):
     def __call__(self, outs: Any, *arrays: Any, **attributes: Any) -> None:
         super().__call__(outs, *arrays, **attributes)
         if not arrays[0].flags.c_contiguous:
-            outs[0] *= 1 + np.finfo(outs[0].dtype).eps
+            np.multiply(outs[0], 1 + np.finfo(outs[0].dtype).eps, out=outs[0])
 
 
 def test_a_kernel_whose_bits_depend_on_the_layout_is_caught():
