@@ -36,7 +36,7 @@ def test_primitive(primitive, check, profile):
 
 def test_no_primitive_escapes():
     alive = {
-        x.name for x in gc.get_objects() if isinstance(x, Primitive) and not x.name.startswith("planted ")
+        x.name for x in gc.get_objects() if type(x) is Primitive and not x.name.startswith("planted ")
     }
     assert alive == set(BY_NAME)
     assert len(BY_NAME) == len(PRIMITIVES), "two primitives share a name"
