@@ -6,6 +6,7 @@ integers serve as masks, labels, indices and random-number counters.
 
 import functools
 import importlib
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -51,9 +52,12 @@ def native(source: Any, dtype: Any = None, copy: bool | None = None) -> Array:
 
     Raises `DTypeError` for complex, object, string, date and float16 arrays.
     """
-    array = np.asarray(source)
-    if dtype is None and array.dtype == np.float64 and isinstance(source, (float, list, tuple)):
-        dtype = None if isinstance(source, np.float64) else np.float32
+    try:
+        array = np.asarray(source)
+    except ValueError as error:  # lists of unequal lengths
+        raise ShapeError(f"cannot make an array of {type(source).__name__}: {error}") from None
+    if dtype is None and array.dtype == np.float64 and _all_python_numbers(source):
+        dtype = np.float32
     wanted = np.dtype(array.dtype if dtype is None else dtype).newbyteorder("=")
     for which in (array.dtype.newbyteorder("="), wanted):
         if which not in FLOATS and which.kind not in KINDS:
@@ -64,6 +68,13 @@ def native(source: Any, dtype: Any = None, copy: bool | None = None) -> Array:
     with np.errstate(all="ignore"):  # float64 values beyond float32's range become inf, as in NumPy's astype
         result = np.array(array, dtype=wanted, order="C" if copy else "K", copy=copy)
     return result if result.flags.aligned else result.copy()
+
+
+def _all_python_numbers(source: Any) -> bool:
+    """Whether a number or nested lists of them carry no precision of NumPy's."""
+    if isinstance(source, (list, tuple)):
+        return all(_all_python_numbers(item) for item in source)
+    return isinstance(source, (int, float)) and not isinstance(source, np.generic)
 
 
 @functools.cache
@@ -83,9 +94,17 @@ def _openblas() -> tuple[Callable[[], int], Callable[[int], None]] | None:
     return None
 
 
+class _Limit:
+    """The blocks that hold NumPy's BLAS to one thread, in all threads of the process, and the number before them."""
+
+    lock = threading.Lock()
+    blocks = 0
+    before = 1
+
+
 @contextmanager
-def blas_threads(count: int) -> Iterator[None]:
-    """Let NumPy's matrix products run on `count` threads in the block, in the whole process, if its BLAS is OpenBLAS.
+def one_blas_thread() -> Iterator[None]:
+    """Let NumPy's matrix products run on one thread in the block, in the whole process, if its BLAS is OpenBLAS.
 
     For small products one thread is best: two gain nothing at 64 x 128 x 128, and while another process is busy the
     threads wait for each other by spinning, which was measured to make a training step ten times as long.
@@ -95,9 +114,15 @@ def blas_threads(count: int) -> Iterator[None]:
         yield
         return
     get, set_threads = functions
-    before = get()
-    set_threads(count)
+    with _Limit.lock:
+        if _Limit.blocks == 0:
+            _Limit.before = get()
+            set_threads(1)
+        _Limit.blocks += 1
     try:
         yield
     finally:
-        set_threads(before)
+        with _Limit.lock:
+            _Limit.blocks -= 1
+            if _Limit.blocks == 0:  # the last of overlapping blocks, whichever began first
+                set_threads(_Limit.before)

@@ -105,12 +105,26 @@ def load(path: str | os.PathLike[str]) -> dict[str, Array]:
     """The arrays of a safetensors file by name, each in writable memory of its own.
 
     Raises `CheckpointError`, with the path and the reason, if the file is missing, unreadable or damaged.
+
+    >>> import os, tempfile, numpy as np, minigan as mg
+    >>> path = os.path.join(tempfile.mkdtemp(), "weights.safetensors")
+    >>> mg.save(path, {"w": np.arange(3)})
+    >>> mg.load(path)
+    {'w': array([0, 1, 2])}
     """
     return load_all(path)[0]
 
 
 def load_all(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str, str]]:
-    """The arrays of a safetensors file, as `load` gives them, and its metadata."""
+    """The arrays of a safetensors file, as `load` gives them, with its errors, and its metadata.
+
+    >>> import os, tempfile, numpy as np, minigan as mg
+    >>> from minigan.checkpoint import load_all
+    >>> path = os.path.join(tempfile.mkdtemp(), "weights.safetensors")
+    >>> mg.save(path, {"w": np.arange(3)}, {"step": "100"})
+    >>> load_all(path)
+    ({'w': array([0, 1, 2])}, {'step': '100'})
+    """
     import json
 
     import safetensors.numpy

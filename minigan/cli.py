@@ -21,7 +21,7 @@ from minigan.errors import (
     MiniganError,
     NonFiniteError,
 )
-from minigan.folder import WEIGHTS
+from minigan.folder import WEIGHTS, needed
 from minigan.report import image_grid, save_png, say
 from minigan.train import PRESETS, preset as find_preset, restore
 
@@ -73,7 +73,8 @@ def train(
         float | None, typer.Option(help="Learning rate at the start; default: the preset's.")
     ] = None,
     out: Annotated[
-        str | None, typer.Option(help="New folder for the run; default: runs/PRESET, -2, …")
+        str | None,
+        typer.Option(help="New folder for the run; default: runs/PRESET, or runs/PRESET-2 and so on"),
     ] = None,
     sample_every: Annotated[int, typer.Option(min=1, help="Steps between two pictures.")] = 1000,
     debug: Debug = False,
@@ -83,6 +84,7 @@ def train(
     steps, batch = steps or chosen.steps, batch or chosen.batch
     gan = chosen.gan(steps=steps, lr=chosen.lr if lr is None else lr, seed=seed)
     images = chosen.images()
+    needed()  # before a folder is made
     out = out or _new_folder(preset)
     say(f"{preset}: {len(images):,} images, {steps:,} steps of batch {batch}, seed {seed}; run folder {out}")
     try:
@@ -97,12 +99,15 @@ def train(
     if os.path.exists(curves := os.path.join(out, "curves.png")):
         say(f"  curves   {curves}")
     say(f"  weights  {os.path.join(out, WEIGHTS)}")
-    say(f"  SHA-256  {checkpoint.digest(gan.game.state())} (of all parameters)")
+    weights = {
+        k: v for k, v in gan.game.state().items() if k.startswith(("generator.", "discriminator.", "ema."))
+    }
+    say(f"  SHA-256  {checkpoint.digest(weights)} (of all parameters)")
     say(f"More samples: minigan sample {out} -n 64 --seed 1 --out more.png")
 
 
 def _new_folder(name: str) -> str:
-    """Make runs/NAME, or the first of runs/NAME-2, runs/NAME-3, … that is not there."""
+    """Make runs/NAME, or the first of runs/NAME-2, runs/NAME-3 and so on that is not there."""
     number = 1
     while True:
         folder = os.path.join("runs", name if number == 1 else f"{name}-{number}")
@@ -111,6 +116,8 @@ def _new_folder(name: str) -> str:
             return folder
         except FileExistsError:
             number += 1
+        except OSError as error:
+            raise ConfigError(f"{folder}: cannot be made a run folder: {error.strerror}") from None
 
 
 @app.command()
@@ -126,12 +133,19 @@ def sample(
     suffix = os.path.splitext(out)[1].lower()
     if suffix not in (".png", ".npz"):
         raise ConfigError(f"--out {out}: expected a name that ends in .png (a grid) or .npz (an array)")
+    if not os.path.isdir(os.path.dirname(out) or "."):
+        raise ConfigError(f"--out {out}: there is no folder {os.path.dirname(out)}")
     samples = restore(run).sample(n, seed=seed, raw=raw)
-    if suffix == ".png":
-        save_png(out, image_grid(samples))
-    else:
-        with open(out, "wb") as file:  # a file, because savez would add a suffix to a name that ends in .NPZ
-            np.savez(file, samples=samples)
+    try:
+        if suffix == ".png":
+            save_png(out, image_grid(samples))
+        else:
+            with open(
+                out, "wb"
+            ) as file:  # a file, because savez would add a suffix to a name that ends in .NPZ
+                np.savez(file, samples=samples)
+    except OSError as error:
+        raise ConfigError(f"--out {out}: cannot be written: {error.strerror}") from None
     say(f"{n:,} samples in {out}")
 
 

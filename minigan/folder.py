@@ -47,8 +47,14 @@ class Log:
             "step": step,
             **means,
             "seconds": round(now - self.begun, 3),
-            "steps_per_second": round(speed, 1),
+            "steps_per_second": round(speed, 3),
         }
+
+
+def needed() -> Any:
+    """The module that writes settings; `ExtraError` if that, or the one that writes pictures, is missing."""
+    report.needs("PIL.Image", "cli")
+    return report.needs("tomli_w", "cli")
 
 
 class RunFolder:
@@ -58,8 +64,7 @@ class RunFolder:
         import json
 
         self.as_json = json.dumps
-        toml = report.needs("tomli_w", "cli")
-        report.needs("PIL.Image", "cli")
+        text = needed().dumps(config)
         self.curves = True
         try:
             report.needs("matplotlib.figure", "plot")
@@ -73,8 +78,8 @@ class RunFolder:
                 raise ConfigError(f"{path} is not empty: runs are not overwritten, choose another folder")
             for file in ("samples/", WEIGHTS):
                 os.makedirs(os.path.join(path, os.path.dirname(file)))
-            with open(os.path.join(path, "config.toml"), "wb") as settings:
-                toml.dump(config, settings)
+            with open(os.path.join(path, "config.toml"), "w", encoding="utf-8") as settings:
+                settings.write(text)
         except OSError as error:
             raise ConfigError(f"{path}: cannot be made a run folder: {error.strerror}") from None
 

@@ -9,6 +9,7 @@ computes a derivative for the other's weights.
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from minigan.ops import Stream, mean, sigmoid
 from minigan.optim import EMA, Adam, Optimizer
 from minigan.penalties import Penalty
 from minigan.tape import apply, grad, no_grad, recording
-from minigan.tensor import Tensor, tensor
+from minigan.tensor import Tensor, lift, tensor
 
 UPDATES = ("alternating", "simultaneous")
 
@@ -38,9 +39,15 @@ class _Player:
         """Those of the sum of the losses in this player's parameters, and in no other's."""
         return grad(losses, list(self.parameters.values()))
 
-    def move(self, gradients: list[Tensor]) -> None:
-        """Make one step of the optimiser."""
-        self.optimizer.update(self.parameters, gradients, self.memory)
+    def move(self, gradients: list[Tensor], step: int) -> None:
+        """Make one step of the optimiser, at the rate of the game's step."""
+        self.optimizer.update(self.parameters, gradients, self.memory, at=step)
+
+
+def _as_batches(batches: Any) -> list[Tensor]:
+    return (
+        [lift(batches)] if isinstance(batches, (Tensor, np.ndarray)) else [lift(batch) for batch in batches]
+    )
 
 
 class Game:
@@ -94,7 +101,8 @@ class Game:
     ) -> None:
         self.generator, self.discriminator = generator, discriminator
         self.loss = losses.find(loss)
-        self.penalties = (penalty,) if isinstance(penalty, Penalty) else tuple(penalty or ())
+        given: Any = [] if penalty is None else penalty
+        self.penalties: tuple[Penalty, ...] = tuple(given) if isinstance(given, (list, tuple)) else (given,)
         self.d_steps, self.update, self.share_fake = d_steps, update, share_fake
         self.smoothing, self.noise = smoothing, noise
         self._check_settings()
@@ -107,7 +115,16 @@ class Game:
         self._originals = generator.state()
 
     def _check_settings(self) -> None:
-        if isinstance(self.d_steps, bool) or not isinstance(self.d_steps, int) or self.d_steps < 1:
+        for penalty in self.penalties:
+            if not isinstance(penalty, Penalty):
+                raise ConfigError(
+                    f"Game: penalty is {penalty!r}, expected one such as minigan.penalties.r1(0.1)"
+                )
+        if (
+            isinstance(self.d_steps, bool)
+            or not isinstance(self.d_steps, (int, np.integer))
+            or self.d_steps < 1
+        ):
             raise ConfigError(f"Game: d_steps is {self.d_steps!r}, expected an integer from 1")
         if self.update not in UPDATES:
             raise ConfigError(f"Game: update is {self.update!r}, expected one of {', '.join(UPDATES)}")
@@ -140,8 +157,7 @@ class Game:
 
         Raises: `ShapeError` for another number of batches.
         """
-        reals = [reals] if isinstance(reals, Tensor) else list(reals)
-        latents = [latents] if isinstance(latents, Tensor) else list(latents)
+        reals, latents = _as_batches(reals), _as_batches(latents)
         wanted = self.d_steps + (not self.share_fake)
         if len(reals) != self.d_steps or len(latents) != wanted:
             raise ShapeError(
@@ -155,13 +171,13 @@ class Game:
                     fake = self.generator(latents[k], train=True, random=random)
                 metrics, d_gradients = self._discriminator_gradients(real, fake.detach(), random)
                 if not last or self.update == "alternating":
-                    self._of_discriminator.move(d_gradients)
+                    self._of_discriminator.move(d_gradients, self.steps)
             if not self.share_fake:
                 fake = self.generator(latents[-1], train=True, random=random)
             metrics["g_loss"], g_gradients = self._generator_gradients(real, fake, random)
         if self.update == "simultaneous":
-            self._of_discriminator.move(d_gradients)
-        self._of_generator.move(g_gradients)
+            self._of_discriminator.move(d_gradients, self.steps)
+        self._of_generator.move(g_gradients, self.steps)
         self._update_average()
         self.steps += 1
         return metrics

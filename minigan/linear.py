@@ -7,6 +7,7 @@ directly; the functions that users call, with their docstrings, are in `minigan.
 """
 
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.lib.array_utils import normalize_axis_tuple
 
 from minigan.backend import FLOATS, Array, Spec
-from minigan.errors import ShapeError
+from minigan.errors import DTypeError, ShapeError
 from minigan.pointwise import broadcast, check_float
 from minigan.tape import Input, Primitive, Sample, Thunk, Value, apply, copy
 
@@ -45,7 +46,7 @@ CAST: Primitive = Primitive(
 
 # Sum and broadcast
 
-MANY_ROWS = 1024
+MANY_TERMS = 512  # that float32 may add one by one: at most 512 · 2^-25 = 1.5e-5 off
 
 
 def axes_of(name: str, axis: Axis, ndim: int) -> tuple[int, ...]:
@@ -56,6 +57,19 @@ def axes_of(name: str, axis: Axis, ndim: int) -> tuple[int, ...]:
         return tuple(sorted(normalize_axis_tuple(axis, ndim)))
     except (ValueError, TypeError) as error:
         raise ShapeError(f"{name}: axis {axis} of an array with {ndim} axes: {error}") from None
+
+
+def integer(name: str, what: str, value: object) -> int:
+    """`value` as an int if it is any kind of integer, else `ShapeError`."""
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise ShapeError(f"{name}: {what} {value!r} is not an integer") from None
+
+
+def axis_of(name: str, axis: object, ndim: int) -> int:
+    """One axis as a non-negative number; `ShapeError` for anything but one integer that names an axis."""
+    return axes_of(name, integer(name, "axis", axis), ndim)[0]
 
 
 def reduced(shape: tuple[int, ...], axes: tuple[int, ...], keepdims: bool) -> tuple[int, ...]:
@@ -90,14 +104,48 @@ def _sum_infer(x: Array, axes: tuple[int, ...], keepdims: bool) -> Sequence[Spec
     return ((reduced(x.shape, axes, keepdims), x.dtype),)
 
 
-def _sum_kernel(outs: Sequence[Array], x: Array, axes: tuple[int, ...], keepdims: bool) -> None:
-    # NumPy adds pairwise along the last axis only; over others it adds row by row, and the rounding errors of
-    # float32 would grow with the number of rows.
-    by_rows = x.dtype == np.float32 and bool(axes) and axes[-1] != x.ndim - 1
-    if by_rows and math.prod(x.shape[a] for a in axes) > MANY_ROWS:
-        np.copyto(outs[0], np.sum(x, axes, np.float64, keepdims=keepdims), casting="same_kind")
+def add_up(x: Array, axes: tuple[int, ...], keepdims: bool, out: Array | None = None) -> Array:
+    """The sum over axes, in float64 in between where float32 would add many terms one by one."""
+    if x.dtype == np.float32 and _rows(x, axes) > MANY_TERMS:
+        wide = np.sum(x, axes, np.float64, keepdims=keepdims)
+        if out is None:
+            return np.asarray(wide, np.float32)
+        np.copyto(out, wide, casting="same_kind")
+        return out
+    return np.sum(x, axes, keepdims=keepdims, out=out)  # type: ignore[no-any-return]
+
+
+def _rows(x: Array, axes: tuple[int, ...]) -> int:
+    """How many partial sums `np.sum` adds one after the other.
+
+    It adds pairwise only along the axis that is innermost in memory, together with those that continue it without a
+    gap, and only if that is one of `axes`; the rounding errors of the others grow with the number of terms.
+    """
+    rows = math.prod([x.shape[a] for a in axes])
+    if rows > MANY_TERMS:
+        inner = sorted((abs(x.strides[a]), a) for a, n in enumerate(x.shape) if n > 1)
+        step = x.strides[inner[0][1]]
+        for _, a in inner:
+            if a not in axes or x.strides[a] != step or step == 0:
+                break
+            rows //= x.shape[a]
+            step *= x.shape[a]
+    return rows
+
+
+def add_at(out: Array, key: Any, values: Array, terms: int) -> None:
+    """Fill `out` with the sums of the values whose index in `key` leads there; at most `terms` of them meet."""
+    if out.dtype == np.float32 and terms > MANY_TERMS:
+        wide = np.zeros(out.shape, np.float64)
+        np.add.at(wide, key, values.astype(np.float64))
+        np.copyto(out, wide, casting="same_kind")
     else:
-        np.sum(x, axes, keepdims=keepdims, out=outs[0])
+        out.fill(0)
+        np.add.at(out, key, values)
+
+
+def _sum_kernel(outs: Sequence[Array], x: Array, axes: tuple[int, ...], keepdims: bool) -> None:
+    add_up(x, axes, keepdims, outs[0])
 
 
 SUM = Primitive(
@@ -129,20 +177,19 @@ def _mean_infer(x: Array, axes: tuple[int, ...], keepdims: bool) -> Sequence[Spe
 
 def _mean_kernel(outs: Sequence[Array], x: Array, axes: tuple[int, ...], keepdims: bool) -> None:
     _sum_kernel(outs, x, axes, keepdims)
-    np.multiply(outs[0], _weight(x.shape, axes), out=outs[0])
+    np.divide(outs[0], _count(x.shape, axes), out=outs[0])
 
 
-def _weight(shape: tuple[int, ...], axes: tuple[int, ...]) -> float:
-    """What each element counts for in a mean; NaN where there are none."""
-    count = math.prod([shape[a] for a in axes])
-    return 1.0 / count if count else math.nan
+def _count(shape: tuple[int, ...], axes: tuple[int, ...]) -> float:
+    """How many elements a mean is over; NaN where there are none. Times 1 / n, a mean of ones would not be 1."""
+    return float(math.prod([shape[a] for a in axes])) or math.nan
 
 
 MEAN = Primitive(
     "mean",
     _mean_infer,
     kernel=_mean_kernel,
-    vjp=lambda gy, y, x, axes, keepdims: (lambda: spread(gy * _weight(x.shape, axes), x.shape, axes),),
+    vjp=lambda gy, y, x, axes, keepdims: (lambda: spread(gy / _count(x.shape, axes), x.shape, axes),),
     linear=(0,),
     smooth=True,
     flops=lambda x, axes, keepdims: x.size,
@@ -261,7 +308,7 @@ UNSLICE: Primitive = Primitive(
 
 def _take_infer(x: Array, indices: Array, axis: int) -> Sequence[Spec]:
     if indices.dtype.kind not in "iu":
-        raise ShapeError(f"take: indices have dtype {indices.dtype}, expected integers")
+        raise DTypeError(f"take: indices have dtype {indices.dtype}, expected integers")
     check_indices("take", indices, x.shape[axis])
     return ((x.shape[:axis] + indices.shape + x.shape[axis + 1 :], x.dtype),)
 
@@ -281,9 +328,7 @@ def _take_kernel(outs: Sequence[Array], x: Array, indices: Array, axis: int) -> 
 def _scatter_kernel(
     outs: Sequence[Array], gy: Array, indices: Array, axis: int, shape: tuple[int, ...]
 ) -> None:
-    outs[0].fill(0)
-    key: Any = (slice(None),) * axis + (indices,)
-    np.add.at(outs[0], key, gy)
+    add_at(outs[0], (slice(None),) * axis + (indices,), gy, indices.size)
 
 
 _TAKES = (((4, 3), (2,), 0), ((2, 4), (2, 2), 1), ((5,), (), 0), ((3, 2), (0,), 0))

@@ -15,10 +15,13 @@ from minigan.tensor import Tensor
 
 
 class Generator(Sequential):
-    """From latents (N, latent) to samples (N, *shape); `latent` and `shape` are attributes."""
+    """From latents (N, latent) to samples (N, *shape); `latent` and `shape` are attributes.
 
-    def __init__(self, latent: int, shape: Sequence[int], *modules: Module) -> None:
-        self.latent, self.shape = latent, tuple(shape)
+    `signed` says that samples lie in (-1, 1), as a tanh's do, where images lie in [0, 1].
+    """
+
+    def __init__(self, latent: int, shape: Sequence[int], *modules: Module, signed: bool = False) -> None:
+        self.latent, self.shape, self.signed = latent, tuple(shape), signed
         self._config: dict[str, Any] = {}
         super().__init__(*modules)
 
@@ -103,7 +106,7 @@ def mlp_generator(
     sizes = [latent, *hidden, math.prod(shape)]
     modules = _dense_layers(sizes, slope, init, Stream(seed, "generator/init"), dtype)
     last = [] if output is None else [Activation(output)]
-    network = Generator(latent, shape, *modules, *last, Reshape(tuple(shape)))
+    network = Generator(latent, shape, *modules, *last, Reshape(tuple(shape)), signed=output == "tanh")
     network._config = _config(
         "mlp_generator",
         init,

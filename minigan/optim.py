@@ -44,7 +44,15 @@ _CURVES: dict[str, Callable[[float], float]] = {
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """A learning rate by step: `lr` times a curve from 1 at step begin · steps to 0 at step `steps`."""
+    """A learning rate by step: `lr` times a curve from 1 at step begin · steps to 0 at step `steps`.
+
+    name: "constant", "linear" or "cosine", as the functions below, which make these. `ConfigError` unless lr >= 0,
+    steps >= 1 and 0 <= begin < 1.
+
+    >>> import minigan as mg
+    >>> mg.optim.Curve("linear", lr=0.1, steps=100)(50)
+    0.05
+    """
 
     name: str
     lr: float
@@ -52,6 +60,8 @@ class Curve:
     begin: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.name not in _CURVES:
+            raise ConfigError(f"schedule {self.name!r} does not exist; there are {', '.join(_CURVES)}")
         _within(
             self.name,
             lr=(self.lr, 0.0, math.inf),
@@ -66,7 +76,13 @@ class Curve:
 
 
 def constant(lr: float) -> Curve:
-    """The same rate at every step."""
+    """The same rate at every step.
+
+    >>> import minigan as mg
+    >>> rate = mg.optim.constant(0.1)
+    >>> rate(0), rate(1000)
+    (0.1, 0.1)
+    """
     return Curve("constant", lr)
 
 
@@ -82,7 +98,15 @@ def linear(lr: float, steps: int, begin: float = 0.0) -> Curve:
 
 
 def cosine(lr: float, steps: int, begin: float = 0.0) -> Curve:
-    """As `linear`, along half a cosine: lr · (1 + cos π s) / 2 (Loshchilov and Hutter 2017, eq. 5)."""
+    """As `linear`, along half a cosine: lr · (1 + cos π s) / 2 (Loshchilov and Hutter 2017, eq. 5).
+
+    s goes from 0 at step begin · steps to 1 at `steps`.
+
+    >>> import minigan as mg
+    >>> rate = mg.optim.cosine(0.1, steps=100)
+    >>> rate(0), rate(50), rate(100)
+    (0.1, 0.05, 0.0)
+    """
     return Curve("cosine", lr, steps, begin)
 
 
@@ -143,6 +167,11 @@ class State:
     Attributes:
         slots: per slot ("m", "v"), a tensor per parameter, by the parameter's name.
         step: how many updates have been made.
+
+    >>> import minigan as mg
+    >>> state = mg.optim.Adam().init({"w": mg.tensor([1.0])})
+    >>> state.slots["m"]["w"].numpy(), state.step
+    (array([0.], dtype=float32), 0)
     """
 
     slots: dict[str, dict[str, Tensor]]
@@ -203,8 +232,17 @@ class Optimizer:
             }
         )
 
-    def update(self, parameters: Mapping[str, Tensor], gradients: Sequence[Tensor], state: State) -> None:
+    def update(
+        self,
+        parameters: Mapping[str, Tensor],
+        gradients: Sequence[Tensor],
+        state: State,
+        at: int | None = None,
+    ) -> None:
         """Make one step, in place, along `gradients`, one per parameter in their order.
+
+        A schedule is asked for the rate at step `at`, by default the number of updates made: a player that moves
+        several times in a round of the game passes the number of the round.
 
         Raises `ShapeError` for gradients that do not belong to these parameters, before anything is changed.
         """
@@ -213,7 +251,7 @@ class Optimizer:
         ]:
             have, want = ([f"{x.dtype} {x.shape}" for x in xs] for xs in (gradients, parameters.values()))
             raise ShapeError(f"{type(self).__name__}: gradients {have} do not fit parameters {want}")
-        rate = self.lr(state.step) if callable(self.lr) else self.lr
+        rate = self.lr(state.step if at is None else at) if callable(self.lr) else self.lr
         self._require(lr=(rate, 0.0, math.inf))
         attributes = self._attributes(rate, state.step + 1)
         if self.clip_norm is not None:
@@ -230,6 +268,14 @@ class SGD(Optimizer):
 
     With `nesterov` the step is lr (g + momentum · u), with the new u (Sutskever et al. 2013, as rewritten by
     Bengio et al. 2013). Settings besides these are `Optimizer`'s.
+
+    >>> import minigan as mg
+    >>> weights, sgd = {"w": mg.tensor([1.0])}, mg.optim.SGD(0.5, momentum=0.5)
+    >>> state = sgd.init(weights)
+    >>> for _ in range(2):  # with velocities 1 and 1.5
+    ...     sgd.update(weights, [mg.tensor([1.0])], state)
+    >>> weights["w"].numpy()
+    array([-0.25], dtype=float32)
     """
 
     momentum: float = 0.0
@@ -256,6 +302,12 @@ class RMSProp(Optimizer):
     """v ← decay · v + (1 - decay) g², p ← p - lr g / (√v + eps) (Tieleman and Hinton 2012, lecture 6.5).
 
     Settings besides these are `Optimizer`'s.
+
+    >>> import minigan as mg
+    >>> weights, rmsprop = {"w": mg.tensor([1.0])}, mg.optim.RMSProp(0.25, decay=0.75)
+    >>> rmsprop.update(weights, [mg.tensor([2.0])], rmsprop.init(weights))  # v = 1
+    >>> weights["w"].numpy().round(3)
+    array([0.5], dtype=float32)
     """
 
     decay: float = 0.9
@@ -315,10 +367,14 @@ def clip_by_global_norm(gradients: Sequence[Tensor], limit: float) -> list[Tenso
     >>> mg.optim.clip_by_global_norm([mg.tensor([3.0]), mg.tensor([4.0])], 1.0)[1].numpy()
     array([0.8], dtype=float32)
     """
+    if not 0 < limit < math.inf:
+        raise ConfigError(f"clip_by_global_norm: limit is {limit}, expected a finite number above 0")
+    if not gradients:
+        return []
     with no_grad():
         total = norm(stack([norm(g) for g in gradients]))
         scale = limit / maximum(total, limit)
-        return [g * scale for g in gradients]
+        return [g * scale.astype(g.dtype) for g in gradients]
 
 
 # Averages of weights

@@ -72,7 +72,16 @@ def _slope_from_one(discriminator: Discriminator, x: Tensor) -> Tensor:
 
 
 def r1(gamma: float) -> Penalty:
-    """γ/2 · E |∇D(x)|² over real samples (Mescheder, Geiger and Nowozin 2018, eq. 9)."""
+    """γ/2 · E |∇D(x)|² over real samples (Mescheder, Geiger and Nowozin 2018, eq. 9).
+
+    `ConfigError`, as from all of these, for a weight that is negative or not finite.
+
+    >>> import minigan as mg
+    >>> critic = lambda x: (x * x).sum(axis=1, keepdims=True)  # its gradient is 2 x
+    >>> x, y = mg.tensor([[3.0, 4.0]]), mg.tensor([[0.0, 1.0]])
+    >>> mg.penalties.r1(0.5)(critic, x, y, critic(x), critic(y), mg.ops.Stream(0, "docs")).item()
+    25.0
+    """
     return Penalty(
         "r1",
         gamma,
@@ -81,7 +90,14 @@ def r1(gamma: float) -> Penalty:
 
 
 def r2(gamma: float) -> Penalty:
-    """γ/2 · E |∇D(x)|² over generated samples (Mescheder, Geiger and Nowozin 2018, eq. 10)."""
+    """γ/2 · E |∇D(x)|² over generated samples (Mescheder, Geiger and Nowozin 2018, eq. 10).
+
+    >>> import minigan as mg
+    >>> critic = lambda x: (x * x).sum(axis=1, keepdims=True)  # its gradient is 2 x
+    >>> x, y = mg.tensor([[3.0, 4.0]]), mg.tensor([[0.0, 1.0]])
+    >>> mg.penalties.r2(0.5)(critic, x, y, critic(x), critic(y), mg.ops.Stream(0, "docs")).item()
+    1.0
+    """
     return Penalty(
         "r2",
         gamma,
@@ -90,7 +106,16 @@ def r2(gamma: float) -> Penalty:
 
 
 def wgan_gp(weight: float = 10.0) -> Penalty:
-    """λ · E (|∇D(x̂)| - 1)² at x̂ = u x + (1 - u) G(z), u ~ U(0, 1) (Gulrajani et al. 2017, eq. 3)."""
+    """λ · E (|∇D(x̂)| - 1)² at x̂ = u x + (1 - u) G(z), u ~ U(0, 1) (Gulrajani et al. 2017, eq. 3).
+
+    `ShapeError`, when called, for real and generated batches of different shapes.
+
+    >>> import minigan as mg
+    >>> critic = lambda x: x @ mg.tensor([[3.0], [4.0]])  # its gradient has length 5
+    >>> x, y = mg.tensor([[3.0, 4.0]]), mg.tensor([[0.0, 1.0]])
+    >>> mg.penalties.wgan_gp(10.0)(critic, x, y, critic(x), critic(y), mg.ops.Stream(0, "docs")).item()
+    160.0
+    """
 
     def compute(
         d: Discriminator, real: Tensor, fake: Tensor, _r: Tensor, _f: Tensor, random: Stream
@@ -109,6 +134,12 @@ def dragan(weight: float = 10.0, scale: float = 0.5) -> Penalty:
 
     δ is uniform between 0 and `scale` standard deviations of the batch in every element, and u ~ U(0, 1) per
     sample, as in the authors' code.
+
+    >>> import minigan as mg
+    >>> critic = lambda x: x @ mg.tensor([[3.0], [4.0]])  # its gradient has length 5
+    >>> x, y = mg.tensor([[3.0, 4.0]]), mg.tensor([[0.0, 1.0]])
+    >>> mg.penalties.dragan(10.0)(critic, x, y, critic(x), critic(y), mg.ops.Stream(0, "docs")).item()
+    160.0
     """
 
     def compute(d: Discriminator, real: Tensor, _x: Tensor, _r: Tensor, _f: Tensor, random: Stream) -> Tensor:

@@ -113,7 +113,8 @@ def say(text: str, error: bool = False) -> None:
     stream = sys.stderr if error else sys.stdout
     if stream is not None:  # as it is where the program was started with it closed
         with contextlib.suppress(OSError, ValueError):
-            print(text, file=stream, flush=True)
+            encoding = stream.encoding or "utf-8"  # a terminal that cannot show a letter gets its number
+            print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
 
 
 class Progress(Protocol):
@@ -192,7 +193,7 @@ def _values(record: Record) -> str:
 
 
 def _left(record: Record, stop: int) -> str:
-    minutes, seconds = divmod(round((stop - record["step"]) / record["steps_per_second"]), 60)
+    minutes, seconds = divmod(round((stop - record["step"]) / max(record["steps_per_second"], 1e-3)), 60)
     return (
         f"{minutes // 60}:{minutes % 60:02}:{seconds:02} left"
         if minutes >= 60

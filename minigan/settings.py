@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any
 
+import numpy as np
+
 from minigan import models, optim, penalties
 from minigan.errors import ConfigError
 from minigan.nn import Module, init as initializers
@@ -47,7 +49,8 @@ def named(table: Mapping[str, Any], what: str, name: Any) -> Any:
 
 def describe_network(network: Module) -> dict[str, Any]:
     """The network's function in `minigan.models` and its arguments, or its `repr` if it is one of a user's own."""
-    return getattr(network, "config", None) or {"model": "custom", "repr": repr(network)}
+    known = isinstance(network, (models.Generator, models.Discriminator)) and network.config
+    return known or {"model": "custom", "repr": repr(network)}
 
 
 def build_network(config: Mapping[str, Any]) -> Module:
@@ -90,6 +93,10 @@ def build_penalty(config: Mapping[str, Any]) -> Penalty:
     return named(_PENALTIES, "penalty", config["name"])(config["weight"], **settings)  # type: ignore[no-any-return]
 
 
-def without_none(x: Any) -> Any:
-    """TOML has no null: what is `None` is left out."""
-    return {k: without_none(v) for k, v in x.items() if v is not None} if isinstance(x, dict) else x
+def plain(x: Any) -> Any:
+    """Settings as TOML and JSON can write them: NumPy's numbers as Python's, sequences as lists, no `None`."""
+    if isinstance(x, dict):
+        return {k: plain(v) for k, v in x.items() if v is not None}
+    if isinstance(x, (list, tuple)):
+        return [plain(v) for v in x]
+    return x.tolist() if isinstance(x, (np.generic, np.ndarray)) else x

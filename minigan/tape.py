@@ -93,34 +93,47 @@ class Primitive:
 
 
 class Storage:
-    """What tensors over one block of memory share: a count of in-place changes, and a lock on a caller's array."""
+    """What tensors over one block of memory share.
 
-    __slots__ = ("_lock", "shared", "version")
+    Attributes:
+        version: how often it was changed in place.
+        of_result: whether it is the memory of a recorded result, which derivative rules read: it never changes.
+        arrays: the caller's own arrays over this memory, if it is the caller's.
+    """
 
-    def __init__(self, shared: Array | None = None) -> None:
-        self.version = 0
-        self.shared = shared  # the caller's own array, if this memory is the caller's
-        self._lock: weakref.ref[_Lock] | None = None
+    __slots__ = ("arrays", "of_result", "version")
 
-    def lock(self, array: Array) -> "_Lock":
-        """The lock that keeps the caller's array read-only for as long as somebody holds it."""
-        lock = self._lock() if self._lock else None
+    def __init__(self, arrays: tuple[Array, ...] = (), of_result: bool = False) -> None:
+        self.version, self.arrays, self.of_result = 0, arrays, of_result
+
+    def lock(self) -> "_Lock":
+        """What keeps the caller's arrays read-only for as long as somebody holds it."""
+        owner = id(self.arrays[-1])
+        lock = _locks.get(owner)
         if lock is None:
-            lock = _Lock(array)
-            self._lock = weakref.ref(lock)
+            lock = _locks[owner] = _Lock()
+        lock.add(self.arrays)
         return lock
 
 
 class _Lock:
-    __slots__ = ("__weakref__", "array", "was_writeable")
+    """Arrays over one block of memory that are read-only until the last graph that read them is gone."""
 
-    def __init__(self, array: Array) -> None:
-        self.array, self.was_writeable = array, array.flags.writeable
-        array.flags.writeable = False
+    def __init__(self) -> None:
+        self.arrays: list[Array] = []
+
+    def add(self, arrays: Sequence[Array]) -> None:
+        for array in arrays:
+            if array.flags.writeable:
+                array.flags.writeable = False
+                self.arrays.append(array)
 
     def __del__(self) -> None:
-        if self.was_writeable:
-            self.array.flags.writeable = True
+        for array in sorted(self.arrays, key=lambda array: array.base is not None):  # a view follows its owner
+            array.flags.writeable = True
+
+
+_locks: "weakref.WeakValueDictionary[int, _Lock]" = weakref.WeakValueDictionary()  # by the owner of the memory
 
 
 class Value:
@@ -147,14 +160,14 @@ class Value:
     def share(self) -> Storage:
         """The storage, for another tensor over the same memory, or to count a change."""
         if self.storage is None:
-            self.storage = Storage()
+            self.storage = Storage(of_result=self.node is not None)
         return self.storage
 
 
 class Node:
     """One recorded call. It refers to its inputs, never to the tensors made from its outputs: no reference cycles.
 
-    Only leaves are ever changed in place, so the versions of the inputs tell whether a derivative is still right.
+    The memory of a result is never changed in place, so the versions of the inputs tell whether a derivative is right.
     """
 
     __slots__ = ("attributes", "inputs", "locks", "outs", "point", "primitive", "versions")
@@ -179,8 +192,8 @@ class Node:
                 versions.append(0)
             else:
                 versions.append(storage.version)
-                if storage.shared is not None:
-                    self.locks = [*(self.locks or ()), storage.lock(storage.shared)]
+                if storage.arrays:
+                    self.locks = [*(self.locks or ()), storage.lock()]
         self.versions = tuple(versions)
 
     def check_unchanged(self) -> None:
@@ -251,6 +264,8 @@ def apply(primitive: Primitive, *inputs: Any, **attributes: Any) -> Any:
     make = type(inputs[0])
     if len(outs) == 1:
         return make(outs[0], node, 0, storage)
+    if len(outs) > MAX_OUTPUTS:
+        raise GraphError(f"{primitive.name}: {len(outs)} outputs, at most {MAX_OUTPUTS} are possible")
     return tuple([make(out, node, i) for i, out in enumerate(outs)])
 
 
@@ -260,15 +275,15 @@ def _update(
     """Run a primitive whose first inputs are overwritten; the version of each rises."""
     donated = inputs[: primitive.donates]
     for position, x in enumerate(donated):
-        if x.node is not None:
+        if x.node is not None or (x.storage is not None and x.storage.of_result):
             raise GraphError(
-                f"{primitive.name}: input {position}, shape {x.array.shape}, is to be updated in place but is the"
-                f" result of {x.node.primitive.name}: only leaves are updated, use .detach()"
+                f"{primitive.name}: input {position}, shape {x.array.shape}, is to be updated in place but is memory of"
+                " a recorded result: update a copy, made with minigan.tensor"
             )
         if not x.array.flags.writeable:
             raise GraphError(
-                f"{primitive.name}: input {position}, shape {x.array.shape}, is to be updated in place but is"
-                " read-only: a graph still holds it, or the array it shares is read-only"
+                f"{primitive.name}: input {position}, shape {x.array.shape}, is to be updated in place but its array"
+                " is read-only"
             )
     outs = (*arrays[: primitive.donates], *allocate(specs[primitive.donates :]))
     primitive.kernel(outs, *arrays, **attributes)  # type: ignore[misc]
@@ -464,8 +479,8 @@ copy = Primitive(
 def vjp(f: Callable[..., Any], *inputs: Any) -> tuple[Any, Callable[..., list[Any]]]:
     """The value of `f(*inputs)` and the function that pulls cotangents back through it.
 
-    `pull(v)` returns a list with Σ_k (∂y_k/∂x)ᵀ v_k for each input x; it takes one cotangent per output of `f`,
-    shaped as that output. It may be called any number of times.
+    `pull(v)` returns a list with Σ_k (∂y_k/∂x)ᵀ v_k for each input x; it takes one cotangent per float output of
+    `f`, shaped as that output. It may be called any number of times. Errors are those of `grad`.
 
     >>> import minigan as mg
     >>> y, pull = mg.vjp(lambda x, w: x * w, mg.tensor([1.0, 2.0]), mg.tensor([3.0, 4.0]))
@@ -475,7 +490,7 @@ def vjp(f: Callable[..., Any], *inputs: Any) -> tuple[Any, Callable[..., list[An
     with recording(True):
         handles = [apply(alias, x) for x in _as_list(list(inputs), "vjp: inputs")]
         y = f(*handles)
-    outs = _as_list(y, "vjp: the result of f")
+    outs = [out for out in _as_list(y, "vjp: the result of f") if out.array.dtype in FLOATS]
 
     def pull(*cotangents: Any) -> list[Any]:
         return grad(outs, handles, cotangents, create_graph=_state.recording)

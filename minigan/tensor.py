@@ -3,6 +3,7 @@ arithmetic and comparison, and the functions over the linear primitives. Every o
 """
 
 import math
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, Union
@@ -177,10 +178,28 @@ class Tensor(Value):
         return greater_equal(other, self)
 
     def __eq__(self, other: object) -> "Tensor":  # type: ignore[override]
-        return equal(self, other)  # type: ignore[arg-type]
+        return NotImplemented if other is None else equal(self, other)  # type: ignore[arg-type]
 
     def __ne__(self, other: object) -> "Tensor":  # type: ignore[override]
-        return not_equal(self, other)  # type: ignore[arg-type]
+        return NotImplemented if other is None else not_equal(self, other)  # type: ignore[arg-type]
+
+    def __and__(self, other: TensorLike) -> "Tensor":
+        return logical_and(self, other)
+
+    __rand__ = __and__
+
+    def __or__(self, other: TensorLike) -> "Tensor":
+        return logical_or(self, other)
+
+    __ror__ = __or__
+
+    def __xor__(self, other: TensorLike) -> "Tensor":
+        return logical_xor(self, other)
+
+    __rxor__ = __xor__
+
+    def __invert__(self) -> "Tensor":
+        return logical_xor(self, True)
 
     __hash__ = Value.__hash__  # by identity, as a tensor is a point of a graph
 
@@ -221,6 +240,9 @@ class Tensor(Value):
 
     def __reduce__(self) -> Any:
         return Tensor, (self.array,)  # a leaf: a place in the graph means nothing in another process
+
+    def __format__(self, spec: str) -> str:
+        return format(self.item(), spec) if spec else str(self)
 
     def __repr__(self) -> str:
         return np.array2string(self.array, prefix="Tensor(", separator=", ").join(
@@ -265,35 +287,56 @@ def asarray(array: Any, dtype: Any = None, device: str | None = None) -> Tensor:
     device_name(device)
     if isinstance(array, Tensor):
         return array if dtype is None or array.dtype == dtype else array.astype(dtype)
-    own = native(array, dtype)
-    result = Tensor(own)
-    if isinstance(array, np.ndarray) and np.may_share_memory(own, array):
-        result.storage = Storage(array)
-    return result
+    # A view of one's own, which an optimiser may still write to while the caller's array is locked: the version tells.
+    own = native(array, dtype)[...]
+    if not isinstance(array, np.ndarray) or not np.may_share_memory(own, array):
+        return Tensor(own)
+    owner = (array.base,) if isinstance(array.base, np.ndarray) else ()
+    return Tensor(own, storage=Storage((array, *owner)))
 
 
 def lift(x: TensorLike) -> Tensor:
-    """A function's argument as a tensor: tensors as they are, anything else copied into a leaf."""
-    return x if isinstance(x, Tensor) else tensor(x)
+    """A function's argument as a tensor: tensors as they are, anything else copied into a leaf.
+
+    >>> from minigan.tensor import lift
+    >>> lift([1, 2.5])
+    Tensor([1. , 2.5], dtype=float32)
+    """
+    return x if isinstance(x, Tensor) else _named(tensor, x)
 
 
 def pair(a: TensorLike, b: TensorLike) -> tuple[Tensor, Tensor]:
-    """Two operands as tensors of one dtype: Python numbers are weak, float32 meets float64 as float64."""
-    if not isinstance(a, Tensor):
-        a = _weak(a, b)
-    if not isinstance(b, Tensor):
-        b = _weak(b, a)
-    one, other = a.array.dtype, b.array.dtype
+    """Two operands as tensors of one dtype: Python numbers are weak, float32 meets float64 as float64.
+
+    >>> import minigan as mg
+    >>> from minigan.tensor import pair
+    >>> [x.dtype.name for x in pair(mg.tensor([1.0]), mg.tensor([1.0], dtype="float64"))]
+    ['float64', 'float64']
+    """
+    x = a if isinstance(a, Tensor) else _named(_weak, a, b)
+    y = b if isinstance(b, Tensor) else _named(_weak, b, x)
+    one, other = x.array.dtype, y.array.dtype
     if one is not other and one != other and one.kind == other.kind == "f":
-        return cast(a, np.float64), cast(b, np.float64)
-    return a, b
+        return cast(x, np.float64), cast(y, np.float64)
+    return x, y
+
+
+def _named(convert: Any, *values: Any) -> Tensor:
+    """Convert an argument; an error names the operation, which is the function that called `lift` or `pair`."""
+    try:
+        return convert(*values)  # type: ignore[no-any-return]
+    except DTypeError as error:
+        raise DTypeError(f"{sys._getframe(2).f_code.co_name}: {error}") from None
 
 
 def _weak(x: TensorLike, other: TensorLike) -> Tensor:
     if isinstance(x, (bool, int, float)) and not isinstance(x, np.generic) and isinstance(other, Tensor):
         if other.dtype in FLOATS:
             return Tensor(np.array(x, other.dtype))
-        return Tensor(np.array(x, np.result_type(other.dtype, x)))
+        try:
+            return Tensor(np.array(x, np.result_type(other.dtype, x)))
+        except OverflowError:  # a number that the labels' dtype does not have: comparisons widen it
+            return tensor(x)
     return tensor(x)
 
 
@@ -391,6 +434,8 @@ def _where(c: Any, a: Any, b: Any) -> Any:
 def add(a: TensorLike, b: TensorLike) -> Tensor:
     """a + b, broadcast.
 
+    `ShapeError` if the shapes do not broadcast, `DTypeError` for integers and booleans.
+
     >>> import minigan as mg
     >>> mg.ops.add(mg.tensor([[1.0], [2.0]]), mg.tensor([10.0, 20.0])).numpy()
     array([[11., 21.],
@@ -400,22 +445,45 @@ def add(a: TensorLike, b: TensorLike) -> Tensor:
 
 
 def subtract(a: TensorLike, b: TensorLike) -> Tensor:
-    """a - b, broadcast."""
+    """a - b, broadcast; derivatives 1 and -1. Errors as for `add`.
+
+    >>> import minigan as mg
+    >>> mg.ops.subtract(mg.tensor([[1.0], [2.0]]), mg.tensor([1.0, 2.0])).numpy()
+    array([[ 0., -1.],
+           [ 1.,  0.]], dtype=float32)
+    """
     return apply(_subtract, *pair(a, b))  # type: ignore[no-any-return]
 
 
 def multiply(a: TensorLike, b: TensorLike) -> Tensor:
-    """a · b, element by element, broadcast."""
+    """a · b, element by element, broadcast; derivatives b and a. Errors as for `add`.
+
+    >>> import minigan as mg
+    >>> mg.ops.multiply(mg.tensor([1.0, 2.0]), mg.tensor([3.0, 4.0])).numpy()
+    array([3., 8.], dtype=float32)
+    """
     return apply(_multiply, *pair(a, b))  # type: ignore[no-any-return]
 
 
 def divide(a: TensorLike, b: TensorLike) -> Tensor:
-    """a / b, element by element, broadcast; IEEE: 1/0 is inf, 0/0 is NaN."""
+    """a / b, element by element, broadcast; IEEE: 1/0 is inf, 0/0 is NaN.
+
+    Derivatives 1 / b and -a / b². Errors as for `add`.
+
+    >>> import minigan as mg
+    >>> mg.ops.divide(mg.tensor([1.0, 3.0]), mg.tensor([4.0, 2.0])).numpy()
+    array([0.25, 1.5 ], dtype=float32)
+    """
     return apply(_divide, *pair(a, b))  # type: ignore[no-any-return]
 
 
 def negative(x: TensorLike) -> Tensor:
-    """-x."""
+    """-x; derivative -1. `DTypeError` unless x is float32 or float64.
+
+    >>> import minigan as mg
+    >>> mg.ops.negative(mg.tensor([1.0, -2.0])).numpy()
+    array([-1.,  2.], dtype=float32)
+    """
     return apply(_negative, lift(x))  # type: ignore[no-any-return]
 
 
@@ -424,30 +492,51 @@ def power(a: TensorLike, b: TensorLike) -> Tensor:
 
     ∂/∂a = b a^(b-1), which is 0 where b = 0; ∂/∂b = a^b log a, taken as 0 where a <= 0. IEEE: 0**0 is 1, a negative
     base with a fractional exponent is NaN, and x**0.5 has derivative inf at 0.
+
+    >>> import minigan as mg
+    >>> mg.ops.power(mg.tensor([2.0, 3.0]), mg.tensor([3.0, 2.0])).numpy()
+    array([8., 9.], dtype=float32)
     """
-    if isinstance(b, (int, float)) and b == 2:
+    if isinstance(b, (int, float)) and not isinstance(b, np.generic) and b == 2:
         a = lift(a)
         return multiply(a, a)
     return apply(_power, *pair(a, b))  # type: ignore[no-any-return]
 
 
 def absolute(x: TensorLike) -> Tensor:
-    """|x|; its derivative at 0 is 0."""
+    """|x|; derivative sign(x), so 0 at 0. `DTypeError` unless x is float32 or float64.
+
+    >>> import minigan as mg
+    >>> mg.ops.absolute(mg.tensor([-1.5, 2.0])).numpy()
+    array([1.5, 2. ], dtype=float32)
+    """
     return apply(_absolute, lift(x))  # type: ignore[no-any-return]
 
 
 def sign(x: TensorLike) -> Tensor:
-    """-1, 0 or 1 by the sign of x; NaN for NaN; no derivative."""
+    """-1, 0 or 1 by the sign of x; NaN for NaN; no derivative. `DTypeError` unless x is float32 or float64.
+
+    >>> import minigan as mg
+    >>> mg.ops.sign(mg.tensor([-1.5, 0.0, 2.0])).numpy()
+    array([-1.,  0.,  1.], dtype=float32)
+    """
     return apply(_sign, lift(x))  # type: ignore[no-any-return]
 
 
 def log(x: TensorLike) -> Tensor:
-    """The natural logarithm; -inf at 0, NaN below; derivative 1/x."""
+    """The natural logarithm; -inf at 0, NaN below; derivative 1/x. `DTypeError` unless x is float32 or float64.
+
+    >>> import minigan as mg
+    >>> mg.ops.log(mg.tensor([1.0, 0.0])).numpy()
+    array([  0., -inf], dtype=float32)
+    """
     return apply(_log, lift(x))  # type: ignore[no-any-return]
 
 
 def where(condition: TensorLike, a: TensorLike, b: TensorLike) -> Tensor:
     """a where the boolean `condition` holds, else b; broadcast. No value or NaN of the other branch gets through.
+
+    Derivative 1 for the one taken, 0 for the other. `DTypeError` if `condition` is not boolean.
 
     >>> import minigan as mg
     >>> x = mg.tensor([-1.0, 4.0])
@@ -483,30 +572,110 @@ _not_equal = _comparison("not_equal", np.not_equal)
 
 
 def greater(a: TensorLike, b: TensorLike) -> Tensor:
-    """a > b as booleans, broadcast; `False` where either is NaN."""
+    """a > b as booleans, broadcast; `False` where either is NaN. Any dtypes; no derivative.
+
+    `ShapeError` if the shapes do not broadcast.
+
+    >>> import minigan as mg
+    >>> mg.ops.greater(mg.tensor([1.0, 2.0, 3.0]), 2.0).numpy()
+    array([False, False,  True])
+    """
     return apply(_greater, *pair(a, b))  # type: ignore[no-any-return]
 
 
 def greater_equal(a: TensorLike, b: TensorLike) -> Tensor:
-    """a >= b as booleans, broadcast; `False` where either is NaN."""
+    """a >= b as booleans, broadcast; `False` where either is NaN. Otherwise as `greater`.
+
+    >>> import minigan as mg
+    >>> mg.ops.greater_equal(mg.tensor([1.0, 2.0, 3.0]), 2.0).numpy()
+    array([False,  True,  True])
+    """
     return apply(_greater_equal, *pair(a, b))  # type: ignore[no-any-return]
 
 
 def equal(a: TensorLike, b: TensorLike) -> Tensor:
-    """a == b as booleans, broadcast; `False` where either is NaN."""
+    """a == b as booleans, broadcast; `False` where either is NaN. Otherwise as `greater`.
+
+    >>> import minigan as mg
+    >>> mg.ops.equal(mg.tensor([1, 2, 3]), 2).numpy()
+    array([False,  True, False])
+    """
     return apply(_equal, *pair(a, b))  # type: ignore[no-any-return]
 
 
 def not_equal(a: TensorLike, b: TensorLike) -> Tensor:
-    """a != b as booleans, broadcast; `True` where either is NaN."""
+    """a != b as booleans, broadcast; `True` where either is NaN. Otherwise as `greater`.
+
+    >>> import minigan as mg
+    >>> mg.ops.not_equal(mg.tensor([1, 2, 3]), 2).numpy()
+    array([ True, False,  True])
+    """
     return apply(_not_equal, *pair(a, b))  # type: ignore[no-any-return]
+
+
+def _mask_operation(name: str, ufunc: Any) -> Primitive:
+    def infer(a: Array, b: Array) -> Sequence[Spec]:
+        for array in (a, b):
+            if array.dtype != np.bool_:
+                raise DTypeError(f"{name}: an array of dtype {array.dtype} is no mask: use .astype(bool)")
+        return ((a.shape if a.shape == b.shape else broadcast(name, a.shape, b.shape), np.bool_),)
+
+    shapes: Any = (((2, 3), (2, 3)), ((2, 3), (3,)), ((0,), ()))
+    return Primitive(
+        name,
+        infer,
+        kernel=lambda outs, a, b: ufunc(a, b, out=outs[0]),
+        samples=tuple(Sample((Input(s, "bool"), Input(t, "bool"))) for s, t in shapes),
+    )
+
+
+_logical_and = _mask_operation("logical_and", np.logical_and)
+_logical_or = _mask_operation("logical_or", np.logical_or)
+_logical_xor = _mask_operation("logical_xor", np.logical_xor)
+
+
+def logical_and(a: TensorLike, b: TensorLike) -> Tensor:
+    """Both of two masks, broadcast: boolean arrays in and out, else `DTypeError`; also written a & b.
+
+    >>> import minigan as mg
+    >>> x = mg.tensor([-1.0, 0.5, 2.0])
+    >>> ((x > 0) & (x < 1)).numpy()
+    array([False,  True, False])
+    """
+    return apply(_logical_and, *pair(a, b))  # type: ignore[no-any-return]
+
+
+def logical_or(a: TensorLike, b: TensorLike) -> Tensor:
+    """Either of two masks, broadcast: boolean arrays in and out, else `DTypeError`; also written a | b.
+
+    >>> import minigan as mg
+    >>> x = mg.tensor([-1.0, 0.5, 2.0])
+    >>> ((x < 0) | (x > 1)).numpy()
+    array([ True, False,  True])
+    """
+    return apply(_logical_or, *pair(a, b))  # type: ignore[no-any-return]
+
+
+def logical_xor(a: TensorLike, b: TensorLike) -> Tensor:
+    """One of two masks but not both, broadcast; also written a ^ b, and ~a for a ^ True.
+
+    >>> import minigan as mg
+    >>> (~(mg.tensor([1.0, -1.0]) > 0)).numpy()
+    array([False,  True])
+    """
+    return apply(_logical_xor, *pair(a, b))  # type: ignore[no-any-return]
 
 
 # The linear operations of `minigan.linear`
 
 
 def cast(x: TensorLike, dtype: Any) -> Tensor:
-    """x in another dtype; differentiable from float to float. `DTypeError` for a dtype minigan does not have."""
+    """x in another dtype; differentiable from float to float. `DTypeError` for a dtype minigan does not have.
+
+    >>> import minigan as mg, numpy as np
+    >>> mg.ops.cast(mg.tensor([0, 3]), np.float64).numpy()
+    array([0., 3.])
+    """
     x, wanted = lift(x), np.dtype(dtype)
     if wanted not in FLOATS and wanted.kind not in KINDS:
         raise DTypeError(f"cast: dtype {wanted} is not supported: float32, float64, integers or bool")
@@ -515,6 +684,8 @@ def cast(x: TensorLike, dtype: Any) -> Tensor:
 
 def sum(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """The sum over one axis, several, or all; 0 over an axis of size 0.
+
+    `ShapeError` for an axis that is not there, `DTypeError` for integers and booleans (cast them first).
 
     >>> import minigan as mg
     >>> mg.ops.sum(mg.tensor([[1.0, 2.0], [3.0, 4.0]]), axis=0).numpy()
@@ -525,7 +696,14 @@ def sum(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
 
 
 def mean(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
-    """The mean over one axis, several, or all; NaN with a RuntimeWarning over nothing, as NumPy's."""
+    """The mean over one axis, several, or all; NaN with a RuntimeWarning over nothing, as NumPy's.
+
+    Errors as for `sum`; derivative 1 / n for n elements.
+
+    >>> import minigan as mg
+    >>> mg.ops.mean(mg.tensor([[1.0, 2.0], [3.0, 4.0]]), axis=1).numpy()
+    array([1.5, 3.5], dtype=float32)
+    """
     x = lift(x)
     axes = axes_of("mean", axis, x.ndim)
     if any(x.shape[a] == 0 for a in axes):
@@ -534,12 +712,22 @@ def mean(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
 
 
 def broadcast_to(x: TensorLike, shape: Sequence[int]) -> Tensor:
-    """x repeated along new axes and axes of size 1 to `shape`, without copying."""
+    """x repeated along new axes and axes of size 1 to `shape`, without copying; `ShapeError` if that does not fit.
+
+    The derivative sums over the repetitions.
+
+    >>> import minigan as mg
+    >>> mg.ops.broadcast_to(mg.tensor([1.0, 2.0]), (2, 2)).numpy()
+    array([[1., 2.],
+           [1., 2.]], dtype=float32)
+    """
     return expand(lift(x), tuple(shape))  # type: ignore[no-any-return]
 
 
 def reshape(x: TensorLike, shape: int | Sequence[int]) -> Tensor:
     """The same elements, in row-major order, in another shape; one size may be -1 and is then worked out.
+
+    A view where memory order allows. `ShapeError` if the sizes differ.
 
     >>> import minigan as mg
     >>> mg.ops.reshape(mg.tensor([1.0, 2.0, 3.0, 4.0]), (2, -1)).shape
@@ -556,7 +744,12 @@ def reshape(x: TensorLike, shape: int | Sequence[int]) -> Tensor:
 
 
 def transpose(x: TensorLike, axes: Sequence[int] | None = None) -> Tensor:
-    """The axes in another order, reversed by default; a view."""
+    """The axes in another order, reversed by default; a view. `ShapeError` if `axes` is no permutation of all axes.
+
+    >>> import minigan as mg
+    >>> mg.ops.transpose(mg.tensor([[1.0, 2.0, 3.0]])).shape
+    (3, 1)
+    """
     x = lift(x)
     order = tuple(range(x.ndim))[::-1] if axes is None else tuple(a + x.ndim if a < 0 else a for a in axes)
     return apply(TRANSPOSE, x, axes=order)  # type: ignore[no-any-return]
@@ -598,11 +791,24 @@ def take(x: TensorLike, indices: TensorLike, axis: int = 0) -> Tensor:
     return apply(TAKE, x, lift(indices), axis=axes_of("take", axis, x.ndim)[0])  # type: ignore[no-any-return]
 
 
+def _is_basic(key: Any) -> bool:
+    """Whether NumPy gives a view for this part of a key; `True` and `False` are masks, though integers to Python."""
+    return key is None or key is ... or (isinstance(key, (slice, int, np.integer)) and not isinstance(key, bool))
+
+
 def index(x: TensorLike, key: Any) -> Tensor:
-    """x[key] with all of NumPy's keys: integers, slices, `None`, `...`, integer arrays, boolean masks."""
+    """x[key] with all of NumPy's keys: integers, slices, `None`, `...`, integer arrays, boolean masks.
+
+    Integers and slices give views. `ShapeError` for a key that is out of range or does not fit.
+
+    >>> import minigan as mg
+    >>> x = mg.tensor([[1.0, 2.0], [3.0, 4.0]])
+    >>> x[:, 1].numpy(), x[x > 2.0].numpy()
+    (array([2., 4.], dtype=float32), array([3., 4.], dtype=float32))
+    """
     x = lift(x)
     keys = tuple(k.array if isinstance(k, Tensor) else k for k in (key if isinstance(key, tuple) else (key,)))
-    if all(k is None or k is ... or isinstance(k, (slice, int, np.integer)) for k in keys):
+    if all(_is_basic(k) for k in keys):
         # The `...` makes NumPy return an array, never a scalar, for a key that leaves no axis.
         return apply(SLICE, x, key=keys if ... in keys else (*keys, ...))  # type: ignore[no-any-return]
     if len(keys) == 1 and np.asarray(keys[0]).dtype.kind in "iu":

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minigan import checkpoint, models, optim, penalties, report, settings
-from minigan.backend import Array, blas_threads
+from minigan.backend import Array, one_blas_thread
 from minigan.data import Batches, as_images, digits
 from minigan.errors import CheckpointError, ConfigError
 from minigan.folder import LOGGED, WEIGHTS, Log, RunFolder
@@ -26,7 +26,7 @@ from minigan.tensor import Tensor, asarray
 
 LATENTS = ("uniform", "normal")
 GRID = 100  # samples in a picture
-CHUNK = 4096  # samples made at a time, so that memory does not grow with their number
+CHUNK = 4096  # samples made at a time, so that the memory of the layers does not grow with their number
 SMALL_PRODUCT = 2**24  # multiply-adds of the largest matrix product up to which a second thread does not pay
 FORMAT = 1  # of the checkpoint's settings; a reader refuses a newer one
 
@@ -119,7 +119,7 @@ class GAN:
         self.ema = ema
         self.dtype = next((p.dtype for p in generator.parameters().values()), np.dtype(np.float32))
         # Samples of a tanh lie in (-1, 1), images in [0, 1]: x ↦ 2 x - 1 takes the one to the other.
-        self._signed = getattr(generator, "config", {}).get("output") == "tanh"
+        self._signed = bool(getattr(generator, "signed", False))
         self._noise, self._prior = Stream(seed, "noise"), Stream(seed, "latent")
 
     def step(self, batches: Batches) -> dict[str, float]:
@@ -135,7 +135,7 @@ class GAN:
         return {name: metrics[name].item() for name in LOGGED}
 
     def _real(self, batch: Array) -> Tensor:
-        batch = batch.reshape(-1, *self.shape).astype(self.dtype, copy=False)
+        batch = batch.reshape(len(batch), *self.shape).astype(self.dtype, copy=False)
         return asarray(batch * 2 - 1 if self._signed else batch)
 
     def _draw(self, stream: Stream, count: int) -> Tensor:
@@ -177,18 +177,20 @@ class GAN:
         begun, start = time.perf_counter(), self.game.steps
         stop, records = start + steps, []
         with contextlib.ExitStack() as stack:
+            # A run that diverges is found by its losses; NumPy's warnings would come in between.
+            stack.enter_context(np.errstate(all="ignore"))
             networks = (self.game.generator, self.game.discriminator)
             if (
                 batch * max(p.size for network in networks for p in network.parameters().values())
                 <= SMALL_PRODUCT
             ):
-                stack.enter_context(blas_threads(1))
+                stack.enter_context(one_blas_thread())
             folder = None
             if out is not None:
                 training = {"steps": steps, "batch": batch, "sample_every": sample_every, "first_step": start}
                 described = {"source": source, "shape": list(data.shape), "dtype": data.dtype.name}
                 described["sha256"] = checkpoint.digest({"images": data})
-                config = self.config() | {"training": training, "data": described}
+                config = settings.plain(self.config() | {"training": training, "data": described})
                 folder = stack.enter_context(RunFolder(os.fspath(out), config))
                 folder.picture(start, self.sample(GRID, self.seed))
             if progress and self.game.share_fake:
@@ -249,22 +251,24 @@ class GAN:
             "discriminator_optimizer": settings.describe_optimizer(self.discriminator_optimizer),
             "penalty": [settings.describe_penalty(penalty) for penalty in game.penalties],
         }
-        return settings.without_none(described)  # type: ignore[no-any-return]
+        return settings.plain(described)  # type: ignore[no-any-return]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write all weights, averages, optimiser states and counters, with the settings, to a safetensors file."""
         import json  # where it is used: not everyone who imports minigan writes a run
 
+        state = self.game.state()
         about = {"format": FORMAT, "config": self.config(), "environment": _environment()}
+        about["sha256"] = checkpoint.digest(state)
         # One entry, because safetensors writes several in an order that changes from process to process.
-        checkpoint.save(path, self.game.state(), {"minigan": json.dumps(about, sort_keys=True)})
+        checkpoint.save(path, state, {"minigan": json.dumps(about, sort_keys=True)})
 
 
 def restore(path: str | os.PathLike[str]) -> GAN:
     """The GAN of a run folder, or of a file written by `GAN.save`, as it was then.
 
-    Raises `CheckpointError` if the file is missing, damaged or not one of minigan's, and `ConfigError` if its networks
-    are not of `minigan.models` (build them yourself and use `minigan.load`).
+    Raises `CheckpointError` if the file is missing, damaged or not one of minigan's, or if something in its settings,
+    such as a network, a loss or a schedule, is not of minigan itself (build that yourself and use `minigan.load`).
     """
     import json
 
@@ -274,16 +278,18 @@ def restore(path: str | os.PathLike[str]) -> GAN:
     try:
         about = json.loads(metadata["minigan"])
         version, config = int(about["format"]), dict(about["config"])
-    except (KeyError, TypeError, ValueError, RecursionError):
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
         raise CheckpointError(f"{name}: has no settings of minigan in its header") from None
     if version > FORMAT:
         raise CheckpointError(
             f"{name}: has format {version}, this minigan reads up to {FORMAT}: upgrade minigan"
         )
-    gan = build(config)
+    if checkpoint.digest(arrays) != about.get("sha256"):
+        raise CheckpointError(f"{name}: is damaged: its arrays do not have the SHA-256 in its header")
     try:
+        gan = build(config)
         gan.game.load_state(arrays)
-    except CheckpointError as error:
+    except (ConfigError, CheckpointError) as error:
         raise CheckpointError(f"{name}: {error}") from None
     return gan
 

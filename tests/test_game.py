@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 import minigan as mg
-from minigan import linear, losses, models, nn, penalties
+from minigan import linear as linear_ops, losses, models, nn, penalties
 from minigan.errors import CheckpointError, ConfigError, ShapeError
 from minigan.game import Game
 from minigan.nn.module import ASSIGN
 from minigan.ops import Stream
-from minigan.optim import SGD, Adam
+from minigan.optim import SGD, Adam, linear
 from minigan.tape import Primitive, apply, same_spec
 
 RATE = 0.1
@@ -187,14 +187,14 @@ def products(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """The shapes of all matrix products computed during a test."""
     shapes: list[tuple[int, ...]] = []
 
-    matmul = linear.MATMUL
+    matmul = linear_ops.MATMUL
 
     def kernel(outs: Any, *arrays: np.ndarray, **attributes: Any) -> None:
         shapes.append(outs[0].shape)
         matmul.kernel(outs, *arrays, **attributes)
 
     counting = dataclasses.replace(matmul, kernel=kernel)
-    monkeypatch.setattr(linear, "MATMUL", counting)
+    monkeypatch.setattr(linear_ops, "MATMUL", counting)
     monkeypatch.setattr(sys.modules["minigan.tensor"], "MATMUL", counting)  # `mg.tensor` is the function
     return shapes
 
@@ -464,3 +464,16 @@ def test_eight_gaussians_are_found() -> None:
     found = near()
     assert (found > 0.02).sum() >= 7, found
     assert found.sum() > 0.35, found
+
+
+def test_a_schedule_follows_the_game_however_often_the_discriminator_moves() -> None:
+    optimizer = SGD(linear(0.1, 4))
+    g, d = models.mlp_generator(2, (4,), (3,)), models.mlp_discriminator((3,), (4,))
+    game = Game(g, d, generator_optimizer=optimizer, discriminator_optimizer=optimizer, d_steps=3)
+    stream = Stream(0, "test")
+    for step in range(5):
+        before = {name: x.numpy().copy() for name, x in d.parameters().items()}
+        reals = [stream.uniform((4, 3)) for _ in range(3)]
+        game.step(reals, [stream.uniform((4, 2)) for _ in range(4)], random=stream.at(step))
+        moved = any((before[name] != x.numpy()).any() for name, x in d.parameters().items())
+        assert moved == (step < 4)

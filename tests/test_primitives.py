@@ -18,8 +18,8 @@ PRIMITIVES = primitives()
 BY_NAME = {primitive.name: primitive for primitive in PRIMITIVES}
 
 # Nothing to differentiate: their results are booleans, positions or random numbers.
-COMPARISONS = {"equal", "not_equal", "greater", "greater_equal"}
-WITHOUT_DERIVATIVE = COMPARISONS | {"argmax", "argsort", "random_bits", "uniform", "normal"}
+MASKS = {"equal", "not_equal", "greater", "greater_equal", "logical_and", "logical_or", "logical_xor"}
+WITHOUT_DERIVATIVE = MASKS | {"argmax", "argsort", "random_bits", "uniform", "normal"}
 
 
 @pytest.mark.parametrize(
@@ -35,9 +35,7 @@ def test_primitive(primitive, check, profile):
 
 
 def test_no_primitive_escapes():
-    alive = {
-        x.name for x in gc.get_objects() if type(x) is Primitive and not x.name.startswith("planted ")
-    }
+    alive = {x.name for x in gc.get_objects() if type(x) is Primitive and not x.name.startswith("planted ")}
     assert alive == set(BY_NAME)
     assert len(BY_NAME) == len(PRIMITIVES), "two primitives share a name"
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import minigan as mg
-from minigan import folder, train
+from minigan import backend, folder, train
 from minigan.checkpoint import digest
 
 IMAGES, LABELS = mg.data.digits()
@@ -257,7 +257,7 @@ def test_networks_of_ones_own_train_but_are_not_rebuilt(tmp_path: Path) -> None:
     gan = mg.GAN(Halves(), mg.models.mlp_discriminator((8, 8, 1), (8,)))
     gan.fit(IMAGES, steps=2, batch=8, out=tmp_path / "run")
     assert gan.sample(100).max() == 1  # clipped
-    with pytest.raises(mg.ConfigError, match="model 'custom' does not exist; there are mlp_generator"):
+    with pytest.raises(mg.CheckpointError, match="model 'custom' does not exist; there are mlp_generator"):
         train.restore(tmp_path / "run")
     weights = mg.load(tmp_path / "run" / "checkpoints" / "final.safetensors")
     assert np.array_equal(weights["generator.bias"], gan.game.generator.bias.numpy())
@@ -279,9 +279,54 @@ def test_checkpoints_that_are_not_ours(tmp_path: Path) -> None:
     mg.save(path, {}, {"minigan": json.dumps({"format": 99, "config": config})})
     with pytest.raises(mg.CheckpointError, match="format 99, this minigan reads up to 1"):
         train.restore(path)
-    mg.save(path, {"x": np.zeros(1)}, {"minigan": json.dumps({"format": 1, "config": config})})
+    about = {"format": 1, "config": config, "sha256": digest({"x": np.zeros(1)})}
+    mg.save(path, {"x": np.zeros(1)}, {"minigan": json.dumps(about)})
     with pytest.raises(mg.CheckpointError, match=r"a\.safetensors: the arrays do not fit: .*missing"):
         train.restore(path)
+    mg.save(path, {"x": np.zeros(1)}, {"minigan": json.dumps({"format": float("inf"), "config": config})})
+    with pytest.raises(mg.CheckpointError, match="has no settings of minigan"):
+        train.restore(path)
+
+
+def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    small().save(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100] + bytes([whole[-100] ^ 1]) + whole[-99:])
+    with pytest.raises(mg.CheckpointError, match="is damaged: its arrays do not have the SHA-256"):
+        train.restore(path)
+
+
+def test_settings_given_as_numpy_numbers_are_written_as_numbers(tmp_path: Path) -> None:
+    g = mg.models.mlp_generator(4, np.array([8]), (8, 8, 1), slope=np.float32(0.5))
+    d = mg.models.mlp_discriminator((8, 8, 1), (8,))
+    gan = mg.GAN(g, d, seed=np.int64(3), ema=np.float64(0.5), optimizer=mg.optim.Adam(np.float64(1e-3)))
+    gan.fit(IMAGES, steps=1, batch=np.int64(4), out=tmp_path / "run")
+    assert tomllib.loads((tmp_path / "run" / "config.toml").read_text())["seed"] == 3
+    assert np.array_equal(train.restore(tmp_path / "run").sample(2), gan.sample(2))
+
+
+def test_blas_threads_are_restored_when_the_last_of_overlapping_runs_ends() -> None:
+    functions = backend._openblas()
+    if functions is None:
+        pytest.skip("NumPy's BLAS is not OpenBLAS")
+    before = functions[0]()
+    first, second = backend.one_blas_thread(), backend.one_blas_thread()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert functions[0]() == 1
+    second.__exit__(None, None, None)
+    assert functions[0]() == before
+
+
+def test_a_tanh_generator_is_known_by_itself_not_by_its_settings() -> None:
+    def own(stream: Any, shape: Any, dtype: Any) -> Any:
+        return stream.uniform(shape, -0.1, 0.1, dtype=dtype)
+
+    g = mg.models.mlp_generator(4, (8,), (8, 8, 1), output="tanh", init=own)
+    samples = mg.GAN(g, mg.models.mlp_discriminator((8, 8, 1), (8,))).sample(10)
+    assert 0.3 < samples.min() < samples.max() < 0.7
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ cache files are pickles) whose name holds a hash of the sources of this package 
 nothing stale is ever loaded.
 """
 
+import ast
 import functools
 import importlib
 import inspect
@@ -132,6 +133,21 @@ def _define(name: str, source: str, filename: str) -> Any:
     return module.__dict__[name]
 
 
+@functools.cache
+def source_of(function: Callable[..., Any]) -> str:
+    """The text of a function; empty (said once) if its file is not there or has changed since it was imported."""
+    try:
+        text = textwrap.dedent(inspect.getsource(function))
+        definition = ast.parse(text).body[0]
+        if isinstance(definition, ast.FunctionDef) and definition.name == function.__name__:
+            return text
+        reason = "its file has changed"
+    except (OSError, SyntaxError) as error:
+        reason = str(error)
+    _notice(f"{function.__name__} runs on NumPy alone, which is slower: its text cannot be read ({reason})")
+    return ""
+
+
 class Loop:
     """A kernel written as plain Python loops over arrays, compiled at first use; `fallback` serves without Numba.
 
@@ -145,9 +161,9 @@ class Loop:
     def __call__(self, *arguments: Array | float | int) -> None:
         """Run the loop; its arguments are arrays, contiguous, and numbers."""
         if self._compiled is None:
-            if numba() is None:
+            text = source_of(self.function) if numba() is not None else ""
+            if not text:
                 self.fallback(*arguments)
                 return
-            source = LOOP_PRELUDE + textwrap.dedent(inspect.getsource(self.function))
-            self._compiled = build(self.function.__name__, source, arguments)
+            self._compiled = build(self.function.__name__, LOOP_PRELUDE + text, arguments)
         self._compiled(*arguments)

@@ -23,7 +23,7 @@ import numpy as np
 
 from minigan.backend import Array
 from minigan.kernels import formula as formula_names
-from minigan.kernels.launch import build, numba
+from minigan.kernels.launch import build, numba, source_of
 
 
 class Formula:
@@ -45,7 +45,7 @@ class Formula:
     def __call__(self, outs: Sequence[Array], *arrays: Array, **attributes: float) -> None:
         """Compute `outs` from arrays that broadcast to their shape."""
         out = outs[0]
-        if numba() is None or not _all_contiguous(outs):
+        if numba() is None or not _all_contiguous(outs) or not self._has_source:
             self.numpy(outs, *arrays, **attributes)
         elif out.size:
             layout, operands, shape = arrange(out.shape, arrays)
@@ -123,10 +123,13 @@ class Formula:
         ]
         return arithmetic + len([name for name in calls if name != "dtype"])
 
+    @functools.cached_property
+    def _has_source(self) -> bool:
+        return source_of(self.function) != ""
+
     def _body(self) -> tuple[list[ast.stmt], ast.expr]:
         """The formula's statements and its result, numbers written as `dtype(number)`."""
-        tree = ast.parse(textwrap.dedent(inspect.getsource(self.function)))
-        definition = _ForLoops().visit(tree.body[0])
+        definition = _ForLoops().visit(ast.parse(source_of(self.function)).body[0])
         *body, last = definition.body
         body = [s for s in body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))]
         return body, last.value

@@ -101,7 +101,12 @@ class Activation(Module):
 
 
 class Reshape(Module):
-    """The elements of each sample in another shape: x (N, ...) gives (N, *shape)."""
+    """The elements of each sample in another shape: x (N, ...) gives (N, *shape).
+
+    >>> import minigan as mg
+    >>> mg.nn.Reshape((2, 2))(mg.tensor([[1.0, 2.0, 3.0, 4.0]])).shape
+    (1, 2, 2)
+    """
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         self.shape = tuple(shape)
@@ -112,7 +117,12 @@ class Reshape(Module):
 
 
 class Flatten(Module):
-    """Each sample as one row: x (N, ...) gives (N, the product of the rest)."""
+    """Each sample as one row: x (N, ...) gives (N, the product of the rest); `ShapeError` for x without axes.
+
+    >>> import minigan as mg
+    >>> mg.nn.Flatten()(mg.tensor([[[1.0, 2.0], [3.0, 4.0]]])).shape
+    (1, 4)
+    """
 
     def __call__(self, x: Tensor, *, train: bool = False, random: Stream | None = None) -> Tensor:
         """x, (N, ...), as (N, -1)."""
@@ -124,7 +134,12 @@ class Flatten(Module):
 class Dropout(Module):
     """In training, each element is 0 with probability `rate`, else divided by 1 - rate; otherwise x as it is.
 
-    `ConfigError` for a rate outside 0 <= rate < 1, and in training without a `random` stream.
+    Srivastava et al. 2014. `ConfigError` for a rate outside 0 <= rate < 1, and in training without a `random` stream.
+
+    >>> import minigan as mg
+    >>> layer, x = mg.nn.Dropout(0.5), mg.tensor([1.0] * 6)
+    >>> layer(x).numpy().max(), layer(x, train=True, random=mg.ops.Stream(0, "docs")).numpy().max()
+    (np.float32(1.0), np.float32(2.0))
     """
 
     def __init__(self, rate: float) -> None:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from minigan.backend import Array, Spec
+from minigan.backend import FLOATS, Array, Spec
 from minigan.errors import CheckpointError, ShapeError
 from minigan.ops.random import Stream
 from minigan.tape import Input, Primitive, Sample, apply
@@ -37,7 +37,7 @@ ASSIGN = Primitive(
 class Module(ABC):
     """A part of a network: a function of one tensor with parameters as plain attributes.
 
-    A subclass sets its tensors and modules as attributes and defines `__call__`. Lists and tuples of modules
+    A subclass sets its tensors and modules as attributes and defines `__call__`. Lists, tuples and dicts of modules
     count as attributes too. `buffers` names the tensors that are state but not trained, such as running
     means.
 
@@ -65,7 +65,7 @@ class Module(ABC):
         return {name: x for name, x, _ in _walk(self, "", set())}
 
     def parameters(self) -> dict[str, Tensor]:
-        """The tensors that are trained: `state()` without the buffers."""
+        """The tensors that are trained: the float ones of `state()` that are no buffers."""
         return {name: x for name, x, trained in _walk(self, "", set()) if trained}
 
     def count(self) -> int:
@@ -107,12 +107,18 @@ def assign(tensors: Mapping[str, Tensor], arrays: Mapping[str, Array]) -> None:
 
 
 def _children(module: Module) -> Iterator[tuple[str, Any]]:
-    """The tensors and modules that are attributes of `module`, or stand in a list that is one."""
-    for name, value in vars(module).items():
+    """The tensors and modules that are attributes of `module`, or stand in lists or dicts that are."""
+    yield from _found("", vars(module))
+
+
+def _found(prefix: str, values: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
         if isinstance(value, (Tensor, Module)):
-            yield name, value
+            yield f"{prefix}{name}", value
+        elif isinstance(value, dict):
+            yield from _found(f"{prefix}{name}.", value)
         elif isinstance(value, (list, tuple)):
-            yield from ((f"{name}.{i}", x) for i, x in enumerate(value) if isinstance(x, (Tensor, Module)))
+            yield from _found(f"{prefix}{name}.", dict(enumerate(value)))
 
 
 def _walk(module: Module, prefix: str, seen: set[int]) -> Iterator[tuple[str, Tensor, bool]]:
@@ -124,7 +130,7 @@ def _walk(module: Module, prefix: str, seen: set[int]) -> Iterator[tuple[str, Te
             yield from _walk(value, f"{prefix}{name}.", seen)
         else:
             seen.add(id(value))
-            yield prefix + name, value, name not in module.buffers
+            yield prefix + name, value, value.dtype in FLOATS and name not in module.buffers
 
 
 def _describe(module: Module) -> Iterator[str]:

@@ -6,6 +6,7 @@ the Philox 4x32 generator with 10 rounds (Salmon, Moraes, Dror and Shaw 2011, "P
 are drawn, and a run continued at step s draws what an uninterrupted one would.
 """
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -120,6 +121,12 @@ _uniform = _distribution("uniform", _uniform_kernel, low=-1.0, high=1.0)
 _normal = _distribution("normal", _normal_kernel, mean=0.0, std=1.0)
 
 
+def _checked_step(step: int) -> int:
+    if not 0 <= step < 2**64:
+        raise ConfigError(f"step {step}: expected 0 to 2**64 - 1")
+    return step
+
+
 class Stream:
     """A stream of random numbers for one purpose of one run.
 
@@ -141,16 +148,16 @@ class Stream:
 
         if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
             raise ConfigError(f"seed {seed!r}: expected a non-negative integer")
-        if not 0 <= step < 2**64:
-            raise ConfigError(f"step {step}: expected 0 to 2**64 - 1")
-        self.seed, self.purpose, self.step = int(seed), purpose, step
+        self.seed, self.purpose, self.step = int(seed), purpose, _checked_step(step)
         key = hashlib.sha256(f"{self.seed}/{purpose}".encode()).digest()[:8]
         self._key = np.frombuffer(key, "<u4").astype(np.uint32)
         self._draw = 0
 
     def at(self, step: int) -> "Stream":
         """The same stream at another step, before its first draw."""
-        return Stream(self.seed, self.purpose, step)
+        there = copy.copy(self)  # which spares hashing the key anew, at every step of a run
+        there.step, there._draw = _checked_step(step), 0
+        return there
 
     def child(self, name: str) -> "Stream":
         """An independent stream for a part of this purpose, at the same step."""
@@ -167,13 +174,16 @@ class Stream:
     def uniform(
         self, shape: Sequence[int], low: float = 0.0, high: float = 1.0, dtype: Any = np.float32
     ) -> Tensor:
-        """Uniform numbers from low to high, with 24 random bits in float32 and 53 in float64."""
+        """Uniform numbers from low to high, with 24 random bits in float32 and 53 in float64.
+
+        `DTypeError` for another dtype.
+        """
         return self._draw_floats(_uniform, shape, dtype, low=float(low), high=float(high))
 
     def normal(
         self, shape: Sequence[int], mean: float = 0.0, std: float = 1.0, dtype: Any = np.float32
     ) -> Tensor:
-        """Normal numbers of the given mean and standard deviation."""
+        """Normal numbers of the given mean and standard deviation (Box and Muller 1958). Errors as for `uniform`."""
         return self._draw_floats(_normal, shape, dtype, mean=float(mean), std=float(std))
 
     def permutation(self, n: int) -> Array:

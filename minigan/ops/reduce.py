@@ -1,4 +1,8 @@
-"""Operations along axes: extremes, moments, log-sum-exp and softmax, norms, cumulative sums, sorting."""
+"""Operations along axes: extremes, moments, log-sum-exp and softmax, norms, cumulative sums, sorting.
+
+All take float32 or float64, else `DTypeError`. An axis that is not there is a `ShapeError`; reduced axes are dropped,
+or kept with size 1 if `keepdims`.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,7 +12,7 @@ import numpy as np
 
 from minigan.backend import Array, Spec
 from minigan.errors import DTypeError, ShapeError
-from minigan.linear import Axis, axes_of, reduced, spread
+from minigan.linear import Axis, add_at, add_up, axes_of, axis_of, integer, reduced, spread
 from minigan.ops.elementwise import sqrt
 from minigan.pointwise import check_float
 from minigan.tape import Input, Primitive, Sample, apply, same_spec
@@ -70,6 +74,10 @@ def max(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """The largest element along axes; NaN if one is. Tied elements share the derivative equally.
 
     `ShapeError` over an axis of size 0.
+
+    >>> import minigan as mg
+    >>> mg.ops.max(mg.tensor([[1.0, 2.0], [4.0, 3.0]]), axis=1).numpy()
+    array([2., 4.], dtype=float32)
     """
     x = lift(x)
     return apply(_max, x, axes=axes_of("max", axis, x.ndim), keepdims=keepdims)  # type: ignore[no-any-return]
@@ -79,6 +87,10 @@ def min(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """The smallest element along axes; NaN if one is. Tied elements share the derivative equally.
 
     `ShapeError` over an axis of size 0.
+
+    >>> import minigan as mg
+    >>> mg.ops.min(mg.tensor([[1.0, 2.0], [4.0, 3.0]]), axis=1).numpy()
+    array([1., 3.], dtype=float32)
     """
     x = lift(x)
     return apply(_min, x, axes=axes_of("min", axis, x.ndim), keepdims=keepdims)  # type: ignore[no-any-return]
@@ -101,18 +113,32 @@ _argmax = Primitive(
 
 
 def argmax(x: TensorLike, axis: int | None = None) -> Tensor:
-    """The int64 position of the largest element along an axis, or in the flattened array; the first one of a tie."""
+    """The int64 position of the largest element along an axis, or in the flattened array; the first one of a tie.
+
+    No derivative. `ShapeError` over an axis of size 0.
+
+    >>> import minigan as mg
+    >>> mg.ops.argmax(mg.tensor([[1.0, 2.0], [4.0, 3.0]]), axis=1).numpy()
+    array([1, 0])
+    """
     x = lift(x)
     if axis is None:
         x, axis = x.reshape(-1), 0
-    return apply(_argmax, x, axis=axes_of("argmax", axis, x.ndim)[0])  # type: ignore[no-any-return]
+    return apply(_argmax, x, axis=axis_of("argmax", axis, x.ndim))  # type: ignore[no-any-return]
 
 
 # Moments
 
 
 def var(x: TensorLike, axis: Axis = None, keepdims: bool = False, correction: float = 0.0) -> Tensor:
-    """The variance Σ (x - mean)² / (n - correction) over axes; correction 1 is the unbiased estimate."""
+    """The variance Σ (x - mean)² / (n - correction) over axes; correction 1 is the unbiased estimate.
+
+    `ShapeError` unless n, the number of elements, is above `correction`.
+
+    >>> import minigan as mg
+    >>> mg.ops.var(mg.tensor([1.0, 3.0])).item(), mg.ops.var(mg.tensor([1.0, 3.0]), correction=1).item()
+    (1.0, 2.0)
+    """
     x = lift(x)
     count = math.prod(x.shape[a] for a in axes_of("var", axis, x.ndim))
     if count <= correction:
@@ -124,7 +150,12 @@ def var(x: TensorLike, axis: Axis = None, keepdims: bool = False, correction: fl
 
 
 def std(x: TensorLike, axis: Axis = None, keepdims: bool = False, correction: float = 0.0) -> Tensor:
-    """The square root of `var`."""
+    """The standard deviation, the square root of `var`, with its errors; the derivative is NaN where it is 0.
+
+    >>> import minigan as mg
+    >>> mg.ops.std(mg.tensor([1.0, 5.0])).item()
+    2.0
+    """
     return sqrt(var(x, axis, keepdims, correction))
 
 
@@ -140,7 +171,7 @@ def _shift(x: Array, axes: tuple[int, ...]) -> Array:
 def _logsumexp_kernel(outs: Sequence[Array], x: Array, axes: tuple[int, ...], keepdims: bool) -> None:
     with np.errstate(all="ignore"):
         top = _shift(x, axes)
-        total = np.sum(np.exp(x - top), axes, keepdims=True)
+        total = add_up(np.exp(x - top), axes, keepdims=True)
         outs[0][...] = (np.log(total) + top).reshape(outs[0].shape)
 
 
@@ -174,7 +205,7 @@ def _softmax_infer(x: Array, axes: tuple[int, ...]) -> Sequence[Spec]:
 def _softmax_kernel(outs: Sequence[Array], x: Array, axes: tuple[int, ...]) -> None:
     with np.errstate(all="ignore"):
         e = np.exp(x - _shift(x, axes))
-        total = np.sum(e, axes, keepdims=True)
+        total = add_up(e, axes, keepdims=True)
         np.divide(e, np.where(total == 0, x.dtype.type(1), total), out=outs[0])
 
 
@@ -194,13 +225,25 @@ _softmax = Primitive(
 
 
 def softmax(x: TensorLike, axis: Axis = -1) -> Tensor:
-    """e^x / Σ e^x along axes; where all entries are -inf (a fully masked row) the result and its derivative are 0."""
+    """e^x / Σ e^x along axes; where all entries are -inf (a fully masked row) the result and its derivative are 0.
+
+    >>> import minigan as mg
+    >>> mg.ops.softmax(mg.tensor([1e4, 1e4, -float("inf")])).numpy()
+    array([0.5, 0.5, 0. ], dtype=float32)
+    """
     x = lift(x)
     return apply(_softmax, x, axes=axes_of("softmax", axis, x.ndim))  # type: ignore[no-any-return]
 
 
 def log_softmax(x: TensorLike, axis: Axis = -1) -> Tensor:
-    """x - logsumexp(x) along axes."""
+    """x - logsumexp(x) along axes, the logarithm of `softmax` without its underflow; NaN where all are -inf.
+
+    A fully masked row, where `softmax` gives 0, has no logarithm here: mask the result, not only the logits.
+
+    >>> import minigan as mg
+    >>> mg.ops.log_softmax(mg.tensor([1e4, 0.0])).numpy()
+    array([     0., -10000.], dtype=float32)
+    """
     x = lift(x)
     return x - logsumexp(x, axis, keepdims=True)
 
@@ -214,13 +257,15 @@ def _norm_kernel(outs: Sequence[Array], x: Array, axes: tuple[int, ...], keepdim
         top: Array = np.max(np.abs(x), axes, keepdims=True, initial=0)
         scale = np.where(np.isfinite(top) & (top > 0), top, x.dtype.type(1))
         ratio = x / scale
-        outs[0][...] = (np.sqrt(np.sum(ratio * ratio, axes, keepdims=True)) * scale).reshape(outs[0].shape)
+        outs[0][...] = (np.sqrt(add_up(ratio * ratio, axes, keepdims=True)) * scale).reshape(outs[0].shape)
 
 
 def _norm_vjp(gy: Any, y: Any, x: Any, axes: tuple[int, ...], keepdims: bool) -> Any:
     def gx() -> Any:
+        # Below the smallest normal number 1 / length overflows, and a second derivative would be inf - inf.
         length = spread(y, x.shape, axes)
-        direction = where(length == 0, 0.0, x / where(length == 0, 1.0, length))
+        none = length < float(np.finfo(x.dtype).tiny)
+        direction = where(none, 0.0, x / where(none, 1.0, length))
         return spread(gy, x.shape, axes) * direction
 
     return (gx,)
@@ -238,7 +283,9 @@ _norm = Primitive(
 
 
 def norm(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
-    """The Euclidean length sqrt(Σ x²) along axes, scaled against overflow and underflow; derivative x / norm, 0 at 0.
+    """The Euclidean length sqrt(Σ x²) along axes, scaled against overflow and underflow.
+
+    Derivative x / norm, and 0 where the norm is 0 or below the smallest normal number of the dtype.
 
     >>> import minigan as mg
     >>> round(mg.ops.norm(mg.tensor([3e-30, 4e-30])).item() / 5e-30, 6)
@@ -253,7 +300,7 @@ def norm(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
 
 def _cumsum_kernel(outs: Sequence[Array], x: Array, axis: int, reverse: bool) -> None:
     order = (slice(None),) * axis + (slice(None, None, -1 if reverse else 1),)
-    np.cumsum(x[order], axis, out=outs[0][order])
+    np.copyto(outs[0][order], np.cumsum(x[order], axis, np.float64), casting="same_kind")
 
 
 _cumsum: Primitive = Primitive(
@@ -272,10 +319,15 @@ _cumsum: Primitive = Primitive(
 
 
 def cumsum(x: TensorLike, axis: int = -1) -> Tensor:
-    """The running sum along an axis."""
+    """The running sum along one axis: element k is x₀ + … + x_k, added in float64.
+
+    >>> import minigan as mg
+    >>> mg.ops.cumsum(mg.tensor([1.0, 2.0, 3.0])).numpy()
+    array([1., 3., 6.], dtype=float32)
+    """
     x = lift(x)
     check_float("cumsum", x.array)
-    return apply(_cumsum, x, axis=axes_of("cumsum", axis, x.ndim)[0], reverse=False)  # type: ignore[no-any-return]
+    return apply(_cumsum, x, axis=axis_of("cumsum", axis, x.ndim), reverse=False)  # type: ignore[no-any-return]
 
 
 # Sorting: positions without a derivative, then a gather with its adjoint
@@ -309,8 +361,7 @@ def _along(indices: Array, axis: int) -> tuple[Array, ...]:
 def _gather_adjoint_kernel(
     outs: Sequence[Array], gy: Array, indices: Array, axis: int, shape: tuple[int, ...]
 ) -> None:
-    outs[0].fill(0)
-    np.add.at(outs[0], _along(indices, axis), gy)
+    add_at(outs[0], _along(indices, axis), gy, indices.shape[axis])
 
 
 _GATHERS = (((2, 4), (2, 3), 1), ((3, 2), (5, 2), 0))
@@ -342,21 +393,33 @@ _gather_adjoint: Primitive = Primitive(
 
 
 def argsort(x: TensorLike, axis: int = -1, descending: bool = False) -> Tensor:
-    """The int64 positions that sort x along an axis; ties keep their order, NaN comes last."""
+    """The int64 positions that sort x along one axis; ties keep their order, NaN comes last; no derivative.
+
+    >>> import minigan as mg
+    >>> mg.ops.argsort(mg.tensor([3.0, 1.0, 2.0])).numpy()
+    array([1, 2, 0])
+    """
     x = lift(x)
     check_float("argsort", x.array)
-    return apply(_argsort, x, axis=axes_of("argsort", axis, x.ndim)[0], descending=descending)  # type: ignore[no-any-return]
+    return apply(_argsort, x, axis=axis_of("argsort", axis, x.ndim), descending=descending)  # type: ignore[no-any-return]
 
 
 def sort(x: TensorLike, axis: int = -1, descending: bool = False) -> Tensor:
-    """x in order along an axis, NaN last; the derivative goes back to where each element came from."""
+    """x in order along one axis, NaN last; the derivative goes back to where each element came from.
+
+    >>> import minigan as mg
+    >>> mg.ops.sort(mg.tensor([3.0, 1.0, 2.0]), descending=True).numpy()
+    array([3., 2., 1.], dtype=float32)
+    """
     x = lift(x)
     positions = argsort(x, axis, descending)
-    return apply(_gather, x, positions, axis=axes_of("sort", axis, x.ndim)[0])  # type: ignore[no-any-return]
+    return apply(_gather, x, positions, axis=axis_of("sort", axis, x.ndim))  # type: ignore[no-any-return]
 
 
 def topk(x: TensorLike, k: int, axis: int = -1) -> tuple[Tensor, Tensor]:
     """The k largest elements along an axis, in descending order, and their int64 positions.
+
+    `ShapeError` unless 0 <= k <= the size of the axis.
 
     >>> import minigan as mg
     >>> values, positions = mg.ops.topk(mg.tensor([1.0, 3.0, 2.0]), 2)
@@ -364,7 +427,7 @@ def topk(x: TensorLike, k: int, axis: int = -1) -> tuple[Tensor, Tensor]:
     (array([3., 2.], dtype=float32), array([1, 2]))
     """
     x = lift(x)
-    (axis,) = axes_of("topk", axis, x.ndim)
+    k, axis = integer("topk", "k", k), axis_of("topk", axis, x.ndim)
     if not 0 <= k <= x.shape[axis]:
         raise ShapeError(f"topk: k = {k}, but axis {axis} of shape {x.shape} has {x.shape[axis]} elements")
     positions = argsort(x, axis, descending=True)[(slice(None),) * axis + (slice(k),)]

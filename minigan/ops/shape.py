@@ -1,14 +1,14 @@
 """Operations that join, split, pad and contract arrays."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from minigan.backend import FLOATS, Array, Spec
 from minigan.errors import DTypeError, ShapeError
-from minigan.linear import SLICE, UNSLICE, axes_of, expand, same_elements
+from minigan.linear import SLICE, UNSLICE, axis_of, expand, integer, same_elements
 from minigan.pointwise import check_float
 from minigan.tape import Input, Primitive, Sample, apply
 from minigan.tensor import Tensor, TensorLike, cast, lift, pair, where
@@ -67,15 +67,21 @@ def concatenate(tensors: Sequence[TensorLike], axis: int = 0) -> Tensor:
         raise ShapeError("concatenate: tensors of shape () have no axis to join along: use stack")
     if all(x.dtype in FLOATS for x in xs) and any(x.dtype == np.float64 for x in xs):
         xs = [cast(x, np.float64) for x in xs]
-    return apply(_concatenate, *xs, axis=axes_of("concatenate", axis, xs[0].ndim)[0])  # type: ignore[no-any-return]
+    return apply(_concatenate, *xs, axis=axis_of("concatenate", axis, xs[0].ndim))  # type: ignore[no-any-return]
 
 
 def stack(tensors: Sequence[TensorLike], axis: int = 0) -> Tensor:
-    """Tensors of one shape joined along a new axis."""
+    """Tensors of one shape joined along a new axis; `ShapeError` if the shapes differ; dtypes as for `concatenate`.
+
+    >>> import minigan as mg
+    >>> mg.ops.stack([mg.tensor([1.0, 2.0]), mg.tensor([3.0, 4.0])], axis=1).numpy()
+    array([[1., 3.],
+           [2., 4.]], dtype=float32)
+    """
     xs = [lift(x) for x in tensors]
     if not xs:
         raise ShapeError("stack: there are no tensors to join")
-    (at,) = axes_of("stack", axis, xs[0].ndim + 1)
+    at = axis_of("stack", axis, xs[0].ndim + 1)
     for x in xs:
         if x.shape != xs[0].shape:
             raise ShapeError(f"stack: shapes {xs[0].shape} and {x.shape} differ")
@@ -85,21 +91,24 @@ def stack(tensors: Sequence[TensorLike], axis: int = 0) -> Tensor:
 def split(x: TensorLike, sizes: int | Sequence[int], axis: int = 0) -> list[Tensor]:
     """x cut along an axis into `sizes` equal parts, or into parts of the given sizes; views.
 
+    `ShapeError` if the sizes do not add up to that of the axis.
+
     >>> import minigan as mg
     >>> [part.shape for part in mg.ops.split(mg.tensor([1.0, 2.0, 3.0]), [1, 2])]
     [(1,), (2,)]
     """
     x = lift(x)
-    (at,) = axes_of("split", axis, x.ndim)
+    at = axis_of("split", axis, x.ndim)
     length = x.shape[at]
-    if isinstance(sizes, int):
-        if sizes < 1 or length % sizes:
-            raise ShapeError(f"split: an axis of size {length} does not divide into {sizes} equal parts")
-        sizes = [length // sizes] * sizes
-    if min(sizes, default=0) < 0 or math.fsum(sizes) != length:
-        raise ShapeError(
-            f"split: sizes {list(sizes)} add up to {math.fsum(sizes):g}, the axis has size {length}"
-        )
+    if isinstance(sizes, Iterable) and np.ndim(sizes):
+        sizes = [integer("split", "size", n) for n in sizes]
+    else:
+        parts = integer("split", "number of parts", sizes)
+        if parts < 1 or length % parts:
+            raise ShapeError(f"split: an axis of size {length} does not divide into {parts} equal parts")
+        sizes = [length // parts] * parts
+    if min(sizes, default=0) < 0 or sum(sizes) != length:
+        raise ShapeError(f"split: sizes {sizes} add up to {sum(sizes)}, the axis has size {length}")
     ends = np.cumsum(sizes).tolist()
     return [x[(slice(None),) * at + (slice(end - size, end),)] for size, end in zip(sizes, ends, strict=True)]
 
@@ -107,11 +116,14 @@ def split(x: TensorLike, sizes: int | Sequence[int], axis: int = 0) -> list[Tens
 def pad(x: TensorLike, widths: Sequence[tuple[int, int]], value: float = 0.0) -> Tensor:
     """x with `widths[a] = (before, after)` entries of `value` added along each axis a.
 
+    `ShapeError` unless there is one pair of non-negative widths for each axis, `DTypeError` for integers and booleans.
+
     >>> import minigan as mg
     >>> mg.ops.pad(mg.tensor([1.0, 2.0]), [(1, 2)]).numpy()
     array([0., 1., 2., 0., 0.], dtype=float32)
     """
     x = lift(x)
+    check_float("pad", x.array)
     if len(widths) != x.ndim or any(w < 0 for both in widths for w in both):
         raise ShapeError(
             f"pad: widths {list(widths)} for shape {x.shape}: expected {x.ndim} non-negative pairs"
@@ -143,7 +155,8 @@ def one_hot(labels: TensorLike, classes: int, dtype: Any = np.float32) -> Tensor
         raise ShapeError(
             f"one_hot: labels from {x.array.min()} to {x.array.max()} do not fit classes 0 to {classes - 1}"
         )
-    return cast(x.reshape((*x.shape, 1)) == Tensor(np.arange(classes, dtype=x.dtype)), dtype)
+    wide = cast(x, np.int64)  # classes need not fit the dtype of the labels
+    return cast(wide.reshape((*x.shape, 1)) == Tensor(np.arange(classes, dtype=np.int64)), dtype)
 
 
 # Einsum
@@ -214,8 +227,9 @@ _LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 def einsum(subscripts: str, *tensors: TensorLike) -> Tensor:
     """Products of tensors summed over indices, in NumPy's notation: "ij,jk->ik" is the matrix product.
 
-    Repeated indices of one operand take its diagonal, "..." stands for leading axes that all operands share, and
-    without "->" the result has the indices that occur once, in alphabetical order. `ShapeError` for what does not fit.
+    Repeated indices of one operand take its diagonal, and without "->" the result has the indices that occur once, in
+    alphabetical order. "..." stands for any number of axes, the last ones of which operands share; their sizes are
+    equal, none is broadcast. Indices are ASCII letters. `ShapeError` for what does not fit.
 
     >>> import minigan as mg
     >>> mg.ops.einsum("ii->", mg.tensor([[1.0, 2.0], [3.0, 4.0]])).item()
@@ -230,21 +244,19 @@ def einsum(subscripts: str, *tensors: TensorLike) -> Tensor:
     if len(terms) != len(xs):
         raise ShapeError(f"einsum: {subscripts!r} has {len(terms)} operands, {len(xs)} were given")
     spare = [letter for letter in _LETTERS if letter not in subscripts]
+    shared = max((x.ndim - len(t.replace("...", "")) for x, t in zip(xs, terms, strict=True)), default=0)
     for k, (x, term) in enumerate(zip(xs, terms, strict=True)):
         leading = x.ndim - len(term.replace("...", ""))
         if leading < 0 or (leading and "..." not in term):
             raise ShapeError(f"einsum: {term!r} does not name the {x.ndim} axes of shape {x.shape}")
-        terms[k] = term.replace("...", "".join(spare[:leading]))
-    shared = max(
-        (x.ndim - len(t.replace("...", "")) for x, t in zip(xs, left.split(","), strict=True)), default=0
-    )
+        terms[k] = term.replace("...", "".join(spare[shared - leading : shared]))
     if not arrow:
         letters = "".join(t.replace("...", "") for t in left.split(","))
         result = ("..." if "..." in left else "") + "".join(
             sorted(a for a in set(letters) if letters.count(a) == 1)
         )
     result = result.replace("...", "".join(spare[:shared]))
-    if any(not letter.isalpha() for letter in "".join(terms) + result):
+    if any(letter not in _LETTERS for letter in "".join(terms) + result):
         raise ShapeError(f"einsum: {subscripts!r} has characters that are no index letters")
     if len(set(result)) != len(result) or not set(result) <= set("".join(terms)):
         raise ShapeError(
