@@ -14,9 +14,13 @@ def main() -> int:
     except ExtraError as error:
         print(f"minigan: the command line needs more packages: {error}", file=sys.stderr)
         return 1
-    from minigan import cli  # not at the top: it imports typer
+    try:
+        from minigan import cli  # not at the top: it imports typer
 
-    return cli.main()
+        return cli.main()
+    except KeyboardInterrupt:  # before the command line has its own handler
+        print("minigan: stopped by SIGINT", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

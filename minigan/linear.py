@@ -112,7 +112,8 @@ def add_up(x: Array, axes: tuple[int, ...], keepdims: bool, out: Array | None = 
             return np.asarray(wide, np.float32)
         np.copyto(out, wide, casting="same_kind")
         return out
-    return np.sum(x, axes, keepdims=keepdims, out=out)  # type: ignore[no-any-return]
+    total: Array = np.sum(x, axes, keepdims=keepdims, out=out)
+    return total
 
 
 def _rows(x: Array, axes: tuple[int, ...]) -> int:
@@ -121,7 +122,7 @@ def _rows(x: Array, axes: tuple[int, ...]) -> int:
     It adds pairwise only along the axis that is innermost in memory, together with those that continue it without a
     gap, and only if that is one of `axes`; the rounding errors of the others grow with the number of terms.
     """
-    rows = math.prod([x.shape[a] for a in axes])
+    rows: int = math.prod([x.shape[a] for a in axes])
     if rows > MANY_TERMS:
         inner = sorted((abs(x.strides[a]), a) for a, n in enumerate(x.shape) if n > 1)
         step = x.strides[inner[0][1]]

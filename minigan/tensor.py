@@ -17,12 +17,14 @@ from minigan.linear import (
     CAST,
     MATMUL,
     MEAN,
+    SCATTER,
     SLICE,
     SUM,
     TAKE,
     TRANSPOSE,
     Axis,
     axes_of,
+    check_indices,
     expand,
     same_elements,
     unbroadcast,
@@ -791,9 +793,33 @@ def take(x: TensorLike, indices: TensorLike, axis: int = 0) -> Tensor:
     return apply(TAKE, x, lift(indices), axis=axes_of("take", axis, x.ndim)[0])  # type: ignore[no-any-return]
 
 
+def scatter(values: TensorLike, indices: TensorLike, size: int, axis: int = 0) -> Tensor:
+    """Zeros with `values` added at integer `indices` along `axis`, repeated ones adding up: the adjoint of `take`.
+
+    values: (..., *indices.shape, ...), the axes of `indices` in the place of `axis`; the result has one axis of `size`
+    there. `ShapeError` for an index out of range or values of another shape.
+
+    >>> import minigan as mg, numpy as np
+    >>> mg.ops.scatter(mg.tensor([1.0, 10.0, 100.0]), np.array([2, 0, 2]), 3).numpy()
+    array([ 10.,   0., 101.], dtype=float32)
+    """
+    x, places = lift(values), lift(indices)
+    ndim = x.ndim - places.ndim + 1
+    at = axes_of("scatter", axis, max(ndim, 1))[0]
+    if x.shape[at : at + places.ndim] != places.shape or ndim < 1:
+        raise ShapeError(
+            f"scatter: values of shape {x.shape} do not have indices {places.shape} at axis {at}"
+        )
+    check_indices("scatter", places.array, size)
+    shape = (*x.shape[:at], size, *x.shape[at + places.ndim :])
+    return apply(SCATTER, x, places, axis=at, shape=shape)  # type: ignore[no-any-return]
+
+
 def _is_basic(key: Any) -> bool:
     """Whether NumPy gives a view for this part of a key; `True` and `False` are masks, though integers to Python."""
-    return key is None or key is ... or (isinstance(key, (slice, int, np.integer)) and not isinstance(key, bool))
+    return (
+        key is None or key is ... or (isinstance(key, (slice, int, np.integer)) and not isinstance(key, bool))
+    )
 
 
 def index(x: TensorLike, key: Any) -> Tensor:

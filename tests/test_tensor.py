@@ -13,6 +13,8 @@ import pytest
 
 import minigan as mg
 from minigan import ops
+from minigan.ops.reduce import _gather_adjoint
+from minigan.tape import apply
 
 A = np.random.default_rng(0).uniform(-1.5, 1.5, (3, 4))
 B = np.random.default_rng(1).uniform(0.4, 1.5, (3, 4))
@@ -253,6 +255,13 @@ def test_python_protocols() -> None:
 
 # Every public function against NumPy: its value, and its derivatives of the order given
 
+
+def _scattered(a: np.ndarray) -> np.ndarray:
+    result = np.zeros((4, a.shape[1]))
+    np.add.at(result, np.array([0, 2, 0]), a)
+    return result
+
+
 FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any], tuple[Any, ...], int]] = {
     "absolute": (ops.absolute, np.abs, (A,), 2),
     "add": (ops.add, np.add, (A, ROW), 2),
@@ -297,6 +306,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any], tuple[Any, ..
     "expm1": (ops.expm1, np.expm1, (A,), 3),
     "gelu": (ops.gelu, lambda x: x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2, (A,), 3),
     "greater": (ops.greater, np.greater, (A, ROW), 0),
+    "scatter": (lambda a: ops.scatter(a, np.array([0, 2, 0]), 4), _scattered, (A,), 2),
     "logical_and": (lambda a, b: (a > 0) & (b < 1), lambda a, b: (a > 0) & (b < 1), (A, ROW), 0),
     "logical_or": (lambda a, b: (a > 0) | (b < 1), lambda a, b: (a > 0) | (b < 1), (A, ROW), 0),
     "logical_xor": (lambda a, b: ~((a > 0) ^ (b < 1)), lambda a, b: ~((a > 0) ^ (b < 1)), (A, ROW), 0),
@@ -512,3 +522,124 @@ def test_large_and_tiny_arguments() -> None:
     constant = mg.tensor(np.full((2, 5), 3.0, np.float32))
     (g,) = mg.grad(ops.var(constant, 1).sum(), constant)
     assert not ops.var(constant, 1).numpy().any() and not g.numpy().any()
+
+
+# Precision
+
+
+def _sums_of_many() -> dict[str, Callable[[], tuple[Any, Any]]]:
+    rows = np.full((1_000_000, 4), 0.1, np.float32)
+    tall = np.full((300_000, 3, 2), 0.1, np.float32)
+    tenth, many = float(np.float32(0.1)), np.zeros(1_000_000, np.int64)
+
+    def taken() -> Any:
+        x = mg.tensor(np.ones(2, np.float32))
+        return mg.grad(ops.sum(ops.take(x, many) * rows[:, 0]), x)[0][0]
+
+    def gathered() -> Any:
+        return apply(_gather_adjoint, mg.tensor(rows[:, 0]), mg.tensor(many), axis=0, shape=(2,))[0]
+
+    return {
+        "rows": lambda: (ops.sum(rows, 0), 1e6 * tenth),
+        "columns of the transpose": lambda: (mg.tensor(rows).T.sum(1), 1e6 * tenth),
+        "axes around one that is kept": lambda: (ops.sum(tall, (0, 2)), 6e5 * tenth),
+        "a broadcast row": lambda: (ops.sum(np.broadcast_to(rows[0], rows.shape), 0), 1e6 * tenth),
+        "everything": lambda: (ops.sum(rows), 4e6 * tenth),
+        "mean": lambda: (ops.mean(rows, 0), tenth),
+        "norm": lambda: (ops.norm(rows, 0), 1e3 * tenth),
+        "softmax": lambda: (ops.softmax(rows, 0), 1e-6),
+        "logsumexp": lambda: (ops.logsumexp(rows, 0), tenth + math.log(1e6)),
+        "gradient of take": lambda: (taken(), 1e6 * tenth),
+        "adjoint of gather": lambda: (gathered(), 1e6 * tenth),
+        "cumsum": lambda: (ops.cumsum(rows, 0)[-1], 1e6 * tenth),
+    }
+
+
+@pytest.mark.parametrize("name", SUMS := _sums_of_many())
+def test_sums_of_a_million_terms_keep_float32_precision(name: str) -> None:
+    value, exact = SUMS[name]()
+    assert value.dtype == np.float32
+    np.testing.assert_allclose(value.numpy(), exact, rtol=2e-6)
+
+
+def test_means_of_equal_numbers_are_that_number() -> None:
+    for n in range(1, 200):
+        assert ops.mean(np.ones(n)).item() == 1.0
+    (g,) = mg.grad(ops.mean(x := mg.tensor(np.ones(49))), x)
+    assert (g.numpy() == 1 / 49).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_gradients_in_the_tails(dtype: Any) -> None:
+    x = np.array([-40.0, -20.0, -9.5, -1.0], dtype)
+    wide, rtol = x.astype(np.longdouble), 1e-5 if dtype == np.float32 else 1e-12
+    for f, exact in (
+        (ops.expm1, np.exp(wide)),
+        (lambda x: ops.elu(x, 1.5), 1.5 * np.exp(wide)),
+        (ops.tanh, 1 / np.cosh(wide) ** 2),
+    ):
+        (g,) = mg.grad(f(t := mg.tensor(x)).sum(), t)
+        np.testing.assert_allclose(g.numpy(), exact.astype(dtype), rtol=rtol)
+    (g,) = mg.grad(ops.elu(zero := mg.tensor(0.0)), zero, create_graph=True)
+    assert g.item() == mg.grad(g, zero)[0].item() == 1.0
+
+
+def test_norms_of_subnormal_length_have_derivatives_of_zero() -> None:
+    x = mg.tensor(np.array([1e-39, 1e-39], np.float32))
+    (g,) = mg.grad(ops.norm(x), x, create_graph=True)
+    (gg,) = mg.grad(g.sum(), x)
+    assert not g.numpy().any() and not gg.numpy().any()
+
+
+# Axes, indices and subscripts
+
+
+@pytest.mark.parametrize("axis", [None, (0,), (0, 1), 1.0, 2], ids=str)
+def test_operations_along_one_axis_take_one_integer(axis: Any) -> None:
+    calls: dict[str, Callable[[Any], Any]] = {
+        "cumsum": lambda axis: ops.cumsum(A, axis),
+        "sort": lambda axis: ops.sort(A, axis),
+        "argsort": lambda axis: ops.argsort(A, axis),
+        "topk": lambda axis: ops.topk(A, 1, axis),
+        "concatenate": lambda axis: ops.concatenate([A, A], axis),
+        "stack": lambda axis: ops.stack([A, A], axis),
+        "split": lambda axis: ops.split(A, 1, axis),
+        "argmax": lambda axis: ops.argmax(A, axis),
+    }
+    for name, call in calls.items():
+        if not (name == "argmax" and axis is None) and not (name == "stack" and axis == 2):
+            with pytest.raises(mg.ShapeError, match=rf"{name}.*axis"):
+                call(axis)
+        call(np.int64(-1))
+
+
+def test_indices_and_counts_are_integers() -> None:
+    for indices in (np.array([1.0]), np.array([True])):
+        with pytest.raises(mg.DTypeError, match=f"take.*{indices.dtype}"):
+            ops.take(A, indices)
+    for call in (lambda: ops.topk(A, 1.5), lambda: ops.split(A, 1.5), lambda: ops.split(A, [1.5, 1.5])):  # type: ignore[arg-type, list-item]
+        with pytest.raises(mg.ShapeError, match=r"1\.5 is not an integer"):
+            call()
+    assert ops.topk(A, np.int64(2))[0].shape == (3, 2)  # type: ignore[arg-type]
+    for parts in (np.int64(2), np.array([2, 2]), (np.int8(2), 2)):
+        assert [part.shape for part in ops.split(A, parts, 1)] == [(3, 2), (3, 2)]  # type: ignore[arg-type]
+    for value in (0, 5):
+        with pytest.raises(mg.DTypeError, match=r"pad.*int64"):
+            ops.pad(np.array([1, 2]), [(1, 1)], value)
+
+
+@pytest.mark.parametrize("dtype", ["u1", "i1", "u8", "i8"])
+def test_one_hot_has_one_one_whatever_the_dtype_of_labels(dtype: str) -> None:
+    np.testing.assert_array_equal(ops.one_hot(np.array([44], dtype), 301), np.eye(301)[[44]])
+
+
+def test_ellipses_of_einsum_align_at_the_right() -> None:
+    cube = np.random.default_rng(5).uniform(-1, 1, (3, 3, 4))
+    square = np.random.default_rng(6).uniform(-1, 1, (3, 4))
+    for subscripts in ("...i,...i->...", "...i,...i", "...,i...->i..."):
+        exact = np.einsum(subscripts, cube, square)
+        np.testing.assert_allclose(ops.einsum(subscripts, cube, square), exact, rtol=1e-12)
+    with pytest.raises(mg.ShapeError, match="index letters"):
+        ops.einsum("é->é", ROW)
+    with pytest.raises(mg.ShapeError, match="sizes"):
+        ops.einsum("...i,...i->...", STACK, STACK[:1])

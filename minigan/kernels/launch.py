@@ -1,12 +1,13 @@
 """Compiling generated source with Numba, lazily, and keeping the result on disk.
 
 Numba is imported at the first kernel that needs it, never by `import minigan`. Without it, or with `MINIGAN_NUMBA=0`
-in the environment, kernels fall back to NumPy. Compiled code is kept in a folder per user (mode 0700, because Numba's
-cache files are pickles) whose name holds a hash of the sources of this package and of the versions involved, so that
+or `NUMBA_DISABLE_JIT=1` in the environment, kernels fall back to NumPy. Compiled code is kept in a folder per user (mode 0700, because Numba's
+cache files are pickles) whose name holds a hash of the sources of this package, of the versions involved and of
 nothing stale is ever loaded.
 """
 
 import ast
+import contextlib
 import functools
 import importlib
 import inspect
@@ -15,6 +16,7 @@ import os
 import stat
 import sys
 import textwrap
+import threading
 import types
 import warnings
 import zlib
@@ -29,19 +31,50 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 OPTIONS = {"nogil": True, "error_model": "numpy"}
+# Numba's settings that change the code it makes
+SETTINGS = (
+    *("BOUNDSCHECK", "CPU_NAME", "CPU_FEATURES", "DEBUGINFO_DEFAULT"),
+    *("ENABLE_AVX", "LOOP_VECTORIZE", "OPT", "SLP_VECTORIZE"),
+)
 LOOP_PRELUDE = "from __future__ import annotations\n\nimport numpy as np\n\n\n"
+
+
+_compiling = threading.RLock()  # held by the thread that imports Numba or compiles
+_orphaned = False  # this process was forked while another thread held it
+_keep = True  # compiled kernels; until the folder fails
+
+
+def _after_fork() -> None:
+    # The other thread does not exist here, but the locks that it holds inside Numba and the import system do, and
+    # nobody will release them: better never to wait for them.
+    global _compiling, _orphaned
+    if _compiling.acquire(blocking=False):
+        _compiling.release()
+    else:
+        _compiling, _orphaned = threading.RLock(), True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def may_build() -> bool:
+    """Whether kernels that are not compiled yet can be: not in a process forked while another thread compiled."""
+    return not _orphaned
 
 
 @functools.cache
 def numba() -> Any:
-    """The numba module, or `None` (said once) if it is missing or switched off with `MINIGAN_NUMBA=0`."""
-    if os.environ.get("MINIGAN_NUMBA") == "0":
+    """The numba module, or `None` if it is missing (said once) or switched off."""
+    if os.environ.get("MINIGAN_NUMBA") == "0" or _orphaned:
         return None
     try:
-        return importlib.import_module("numba")
+        with _compiling:
+            module: Any = importlib.import_module("numba")
     except ImportError as error:
         _notice(f"Numba cannot be imported ({error}): minigan runs on NumPy alone, which is slower")
         return None
+    return None if module.config.DISABLE_JIT else module
 
 
 def _notice(message: str) -> None:
@@ -59,63 +92,104 @@ def cache_folder() -> "Path | None":
     import tempfile
     from pathlib import Path
 
-    named = os.environ.get("MINIGAN_CACHE_DIR")
-    root = (
-        Path(named)
-        if named
-        else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "minigan"
-    )
-    digest = hashlib.sha256(f"{sys.version} {np.__version__} {numba().__version__}".encode())
+    settings = [repr(getattr(numba().config, name, None)) for name in SETTINGS]
+    digest = hashlib.sha256(f"{sys.version} {np.__version__} {numba().__version__} {settings}".encode())
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
-    folder = root / f"kernels-{digest.hexdigest()[:16]}"
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = folder.stat()
-        if hasattr(os, "getuid") and status.st_uid != os.getuid():
-            raise PermissionError(f"it belongs to user {status.st_uid}")
-        if stat.S_IMODE(status.st_mode) & 0o022:
-            raise PermissionError(f"others may write to it (mode {stat.S_IMODE(status.st_mode):o})")
+        root = _cache_root()
+        folder = root / f"kernels-{digest.hexdigest()[:16]}"
+        for place in (root, folder):
+            place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _check_owner(root, folder)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except (OSError, RuntimeError) as error:  # RuntimeError: no home folder is known
-        _notice(f"compiled kernels are not kept, every process compiles its own: {folder}: {error}")
+        _notice(f"compiled kernels are not kept, every process compiles its own: {error}")
         return None
     return folder
 
 
-def build(name: str, source: str, arguments: tuple[Any, ...]) -> Callable[..., None]:
-    """Compile the function `name` defined by `source` for arguments of the types of `arguments`."""
-    folder = cache_folder()
-    if folder is not None:
-        try:
-            path = _store(folder, name, source)
-            function = numba().njit(cache=True, **OPTIONS)(_define(name, source, str(path)))
-            return _specialise(function, arguments)
-        except Exception as error:  # a damaged cache shows in many ways (unpickling, zlib, disk full)
-            _notice(
-                f"the cache of compiled kernels cannot be used for {name}: {type(error).__name__}: {error}"
-            )
-    return _specialise(numba().njit(**OPTIONS)(_define(name, source, f"<minigan kernel {name}>")), arguments)
+def _cache_root() -> "Path":
+    from pathlib import Path
+
+    named = os.environ.get("MINIGAN_CACHE_DIR")
+    if named:
+        return Path(named).absolute()
+    caches = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not caches.is_absolute():  # the XDG specification has a relative one ignored
+        caches = Path("~/.cache").expanduser()
+    return caches / "minigan"
 
 
-def _specialise(function: Any, arguments: tuple[Any, ...]) -> Callable[..., None]:
-    function.compile(tuple(numba().typeof(argument) for argument in arguments))
+def _check_owner(root: "Path", folder: "Path") -> None:
+    """Raise `PermissionError` if another user could put a file into `folder`, or another folder into its place."""
+    if not hasattr(os, "getuid"):  # Windows has no such modes
+        return
+    # Groups may write to the root, since a umask of 002 is common; in a sticky one (/tmp) nobody can rename what is
+    # another's.
+    for place, owners, others in ((root, {0, os.getuid()}, 0o002), (folder, {os.getuid()}, 0o022)):
+        status = place.stat()
+        if status.st_uid not in owners:
+            raise PermissionError(f"{place} belongs to user {status.st_uid}")
+        sticky = place == root and status.st_mode & stat.S_ISVTX
+        if status.st_mode & others and not sticky:
+            raise PermissionError(f"others may write to {place} (mode {stat.S_IMODE(status.st_mode):o})")
+
+
+def build(name: str, source: str, arguments: tuple[Any, ...], writes: int) -> Callable[..., None]:
+    """Compile the function `name` defined by `source` for arguments of the types of `arguments`.
+
+    The first `writes` of them are arrays that it writes to. All others are declared read-only: so one compilation
+    serves read-only and writeable arrays.
+    """
+    import hashlib
+
+    global _keep
+    kinds = [numba().typeof(argument) for argument in arguments]
+    signature = tuple(
+        kind.copy(readonly=True) if k >= writes and isinstance(arguments[k], np.ndarray) else kind
+        for k, kind in enumerate(kinds)
+    )
+    with _compiling:
+        folder = cache_folder() if _keep else None
+        if folder is not None:
+            path = folder / f"{name}_{hashlib.sha256(source.encode()).hexdigest()[:16]}.py"
+            for again in (True, False):
+                try:
+                    _store(path, source.encode())
+                    return _compile(name, source, str(path), signature, cache=True)
+                except Exception as error:  # a damaged file shows in many ways (unpickling, zlib, disk full)
+                    for file in folder.rglob(f"{path.stem}.*"):  # Numba never replaces files it cannot read
+                        with contextlib.suppress(OSError):
+                            file.unlink()
+                    if not again:
+                        _keep = False
+                        _notice(
+                            f"compiled kernels are no longer kept: {path}: {type(error).__name__}: {error}"
+                        )
+        return _compile(name, source, f"<minigan kernel {name}>", signature, cache=False)
+
+
+def _compile(
+    name: str, source: str, filename: str, signature: tuple[Any, ...], cache: bool
+) -> Callable[..., None]:
+    function = numba().njit(cache=cache, **OPTIONS)(_define(name, source, filename))
+    function.compile(signature)
+    # Without this a writeable array would not be converted: Numba would compile again, outside our lock.
+    function.disable_compile()
     return function  # type: ignore[no-any-return]
 
 
-def _store(folder: "Path", name: str, source: str) -> "Path":
+def _store(path: "Path", source: bytes) -> None:
     """Write the source where Numba looks for its file's date; only if it is not there, so that the date stays."""
-    import hashlib
     import tempfile
 
-    path = folder / f"{name}_{hashlib.sha256(source.encode()).hexdigest()[:16]}.py"
-    if not path.exists() or path.read_text() != source:
-        handle, temporary = tempfile.mkstemp(dir=folder, suffix=".tmp")
-        with os.fdopen(handle, "w") as file:
+    if not path.exists() or path.read_bytes() != source:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+        with os.fdopen(handle, "wb") as file:
             file.write(source)
         os.replace(temporary, path)
-    return path
 
 
 def _define(name: str, source: str, filename: str) -> Any:
@@ -151,19 +225,20 @@ def source_of(function: Callable[..., Any]) -> str:
 class Loop:
     """A kernel written as plain Python loops over arrays, compiled at first use; `fallback` serves without Numba.
 
-    The loop's text is compiled by itself: it may use `np` and its own arguments, nothing else.
+    The loop's text is compiled by itself: it may use `np` and its own arguments, nothing else. It writes to the
+    first `writes` arguments.
     """
 
-    def __init__(self, function: Callable[..., None], fallback: Callable[..., None]) -> None:
-        self.function, self.fallback = function, fallback
+    def __init__(self, function: Callable[..., None], fallback: Callable[..., None], writes: int = 1) -> None:
+        self.function, self.fallback, self.writes = function, fallback, writes
         self._compiled: Callable[..., None] | None = None
 
-    def __call__(self, *arguments: Array | float | int) -> None:
-        """Run the loop; its arguments are arrays, contiguous, and numbers."""
+    def __call__(self, *arguments: Array) -> None:
+        """Run the loop; its arguments are contiguous arrays, always of the same dtypes."""
         if self._compiled is None:
-            text = source_of(self.function) if numba() is not None else ""
+            text = source_of(self.function) if numba() is not None and may_build() else ""
             if not text:
                 self.fallback(*arguments)
                 return
-            self._compiled = build(self.function.__name__, LOOP_PRELUDE + text, arguments)
+            self._compiled = build(self.function.__name__, LOOP_PRELUDE + text, arguments, self.writes)
         self._compiled(*arguments)

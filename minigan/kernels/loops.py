@@ -23,7 +23,7 @@ import numpy as np
 
 from minigan.backend import Array
 from minigan.kernels import formula as formula_names
-from minigan.kernels.launch import build, numba, source_of
+from minigan.kernels.launch import build, may_build, numba, source_of
 
 
 class Formula:
@@ -50,11 +50,16 @@ class Formula:
         elif out.size:
             layout, operands, shape = arrange(out.shape, arrays)
             arguments: list[Any] = [out.reshape(shape) for out in outs[self.donates :]] + operands
-            arguments += [attributes[name] for name in self.attributes]
+            arguments += [float(attributes[name]) for name in self.attributes]  # an integer has another type
             loop = self._loops.get((out.dtype.char, layout))
             if loop is None:
+                if not may_build():
+                    self.numpy(outs, *arrays, **attributes)
+                    return
                 name = f"{self.name}_{out.dtype.name}_{layout}"
-                loop = build(name, self.source(out.dtype.name, layout, len(outs)), tuple(arguments))
+                # What it writes to comes first: the outputs, then the donated inputs that stand for the others.
+                source = self.source(out.dtype.name, layout, len(outs))
+                loop = build(name, source, tuple(arguments), writes=len(outs))
                 self._loops[out.dtype.char, layout] = loop
             loop(*arguments)
 

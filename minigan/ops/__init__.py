@@ -1,4 +1,8 @@
-"""The operations: functions from tensors to tensors. Anything NumPy can read may stand for a tensor."""
+"""The operations: functions from tensors to tensors. Anything NumPy can read may stand for a tensor.
+
+Values are IEEE's: 1/0 is inf, sqrt(-1) is NaN, and no operation raises for it. Where NumPy's own loops compute (basic
+arithmetic, sums, products) NumPy's warnings appear as `numpy.errstate` says; generated loops are silent.
+"""
 
 from minigan.ops.elementwise import (
     clip as clip,
@@ -71,6 +75,7 @@ from minigan.tensor import (
     not_equal as not_equal,
     power as power,
     reshape as reshape,
+    scatter as scatter,
     sign as sign,
     subtract as subtract,
     sum as sum,
