@@ -129,11 +129,15 @@ class _Lock:
                 self.arrays.append(array)
 
     def __del__(self) -> None:
-        for array in sorted(self.arrays, key=lambda array: array.base is not None):  # a view follows its owner
+        for array in sorted(
+            self.arrays, key=lambda array: array.base is not None
+        ):  # a view follows its owner
             array.flags.writeable = True
 
 
-_locks: "weakref.WeakValueDictionary[int, _Lock]" = weakref.WeakValueDictionary()  # by the owner of the memory
+_locks: "weakref.WeakValueDictionary[int, _Lock]" = (
+    weakref.WeakValueDictionary()
+)  # by the owner of the memory
 
 
 class Value:

@@ -24,6 +24,7 @@ from minigan.linear import (
     TRANSPOSE,
     Axis,
     axes_of,
+    axis_of,
     check_indices,
     expand,
     same_elements,
@@ -736,7 +737,7 @@ def reshape(x: TensorLike, shape: int | Sequence[int]) -> Tensor:
     (2, 2)
     """
     x = lift(x)
-    sizes = (shape,) if isinstance(shape, int) else tuple(shape)
+    sizes = (int(shape),) if isinstance(shape, (int, np.integer)) else tuple(shape)
     if sizes.count(-1) == 1:
         rest = -math.prod(sizes)
         if rest == 0 or x.size % rest:
@@ -783,14 +784,14 @@ def take(x: TensorLike, indices: TensorLike, axis: int = 0) -> Tensor:
     """The slices of x at integer `indices` along `axis`; their adjoint adds up repeated ones.
 
     x: (..., n, ...); indices: integers of any shape in -n .. n - 1; the result has the shape of `indices` in the
-    place of `axis`. `ShapeError` for an index out of range.
+    place of `axis`. `ShapeError` for an index out of range, `DTypeError` for indices that are no integers.
 
     >>> import minigan as mg, numpy as np
     >>> mg.ops.take(mg.tensor([10.0, 20.0, 30.0]), np.array([2, 0, 2])).numpy()
     array([30., 10., 30.], dtype=float32)
     """
     x = lift(x)
-    return apply(TAKE, x, lift(indices), axis=axes_of("take", axis, x.ndim)[0])  # type: ignore[no-any-return]
+    return apply(TAKE, x, lift(indices), axis=axis_of("take", axis, x.ndim))  # type: ignore[no-any-return]
 
 
 def scatter(values: TensorLike, indices: TensorLike, size: int, axis: int = 0) -> Tensor:
@@ -805,7 +806,7 @@ def scatter(values: TensorLike, indices: TensorLike, size: int, axis: int = 0) -
     """
     x, places = lift(values), lift(indices)
     ndim = x.ndim - places.ndim + 1
-    at = axes_of("scatter", axis, max(ndim, 1))[0]
+    at = axis_of("scatter", axis, max(ndim, 1))
     if x.shape[at : at + places.ndim] != places.shape or ndim < 1:
         raise ShapeError(
             f"scatter: values of shape {x.shape} do not have indices {places.shape} at axis {at}"

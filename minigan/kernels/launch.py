@@ -1,9 +1,9 @@
 """Compiling generated source with Numba, lazily, and keeping the result on disk.
 
 Numba is imported at the first kernel that needs it, never by `import minigan`. Without it, or with `MINIGAN_NUMBA=0`
-or `NUMBA_DISABLE_JIT=1` in the environment, kernels fall back to NumPy. Compiled code is kept in a folder per user (mode 0700, because Numba's
-cache files are pickles) whose name holds a hash of the sources of this package, of the versions involved and of
-nothing stale is ever loaded.
+or `NUMBA_DISABLE_JIT=1` in the environment, kernels fall back to NumPy. Compiled code is kept in a folder per user
+(mode 0700, because Numba's cache files are pickles) whose name holds a hash of the sources of this package, of the
+versions involved and of Numba's settings, so that nothing stale is ever loaded.
 """
 
 import ast
@@ -32,12 +32,8 @@ if TYPE_CHECKING:
 
 OPTIONS = {"nogil": True, "error_model": "numpy"}
 # Numba's settings that change the code it makes
-SETTINGS = (
-    *("BOUNDSCHECK", "CPU_NAME", "CPU_FEATURES", "DEBUGINFO_DEFAULT"),
-    *("ENABLE_AVX", "LOOP_VECTORIZE", "OPT", "SLP_VECTORIZE"),
-)
+SETTINGS = ("BOUNDSCHECK", "CPU_NAME", "CPU_FEATURES", "ENABLE_AVX", "LOOP_VECTORIZE", "OPT", "SLP_VECTORIZE")
 LOOP_PRELUDE = "from __future__ import annotations\n\nimport numpy as np\n\n\n"
-
 
 _compiling = threading.RLock()  # held by the thread that imports Numba or compiles
 _orphaned = False  # this process was forked while another thread held it
