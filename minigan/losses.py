@@ -17,7 +17,7 @@ from minigan.ops import mean, relu, sigmoid_cross_entropy, softplus
 from minigan.tensor import Tensor
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class Loss:
     """One row of the table; every function returns a scalar to be *minimised*, means over the batch.
 

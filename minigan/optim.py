@@ -42,7 +42,7 @@ _CURVES: dict[str, Callable[[float], float]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class Curve:
     """A learning rate by step: `lr` times a curve from 1 at step begin · steps to 0 at step `steps`.
 
@@ -160,7 +160,6 @@ def _adam(
     return p - (rate * m / (fm.sqrt(unbias * v) + eps) + decay * p), m, v
 
 
-@dataclass(slots=True, eq=False)
 class State:
     """What an optimiser remembers between updates.
 
@@ -174,11 +173,11 @@ class State:
     (array([0.], dtype=float32), 0)
     """
 
-    slots: dict[str, dict[str, Tensor]]
-    step: int = 0
+    def __init__(self, slots: dict[str, dict[str, Tensor]], step: int = 0) -> None:
+        self.slots, self.step = slots, step
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Optimizer:
     """What SGD, RMSProp and Adam share: the settings below, `init` and `update`.
 
@@ -262,7 +261,7 @@ class Optimizer:
         state.step += 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SGD(Optimizer):
     """Gradient descent with a velocity: u ← momentum · u + g, p ← p - lr u (Polyak 1964).
 
@@ -297,7 +296,7 @@ class SGD(Optimizer):
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RMSProp(Optimizer):
     """v ← decay · v + (1 - decay) g², p ← p - lr g / (√v + eps) (Tieleman and Hinton 2012, lecture 6.5).
 
@@ -324,7 +323,7 @@ class RMSProp(Optimizer):
         return super()._attributes(rate, t) | {"new": 1.0 - self.decay, "eps": self.eps}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Adam(Optimizer):
     """Steps of about `lr` in every parameter, from moments of its gradient (Kingma and Ba 2015, Algorithm 1).
 
@@ -385,7 +384,7 @@ def _approach(average: Any, x: Any, *, weight: Any) -> Any:
     return average + weight * (x - average)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EMA:
     """An exponential moving average of weights: a ← d a + (1 - d) p with d = min(decay, (1 + t) / (10 + t)).
 

@@ -18,7 +18,7 @@ from minigan.tensor import Tensor
 Discriminator = Callable[[Tensor], Tensor]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class Penalty:
     """A penalty with its weight: a scalar tensor from what the discriminator's step has at hand.
 

@@ -1,7 +1,6 @@
 """A scalar formula and its derivative rule become a primitive with broadcasting, samples and costs."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -126,7 +125,7 @@ def pointwise(
         kinds = [(draws or {}).get(name, kind) for name, kind in zip(formula.inputs, kinds, strict=True)]
         samples = tuple(
             Sample(
-                tuple(replace(kind, shape=shape) for shape, kind in zip(each, kinds, strict=True)),
+                tuple(kind._replace(shape=shape) for shape, kind in zip(each, kinds, strict=True)),
                 dict(attributes or {}),
                 kink,
                 EDGES,

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,8 +24,7 @@ from minigan.errors import DTypeError, GraphError, ShapeError
 Thunk = Callable[[], "Value"] | None
 
 
-@dataclass(frozen=True, slots=True)
-class Input:
+class Input(NamedTuple):
     """How to draw one input of a sample: a shape, a kind and a range.
 
     kind: "float", "bool", "index" (integers from 0 to high - 1) or "counter" (unsigned words).
@@ -39,7 +38,7 @@ class Input:
     edges: tuple[float, ...] | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class Sample:
     """One way to call a primitive, from which tests, docs and benchmarks make their calls.
 

@@ -108,7 +108,7 @@ def draw_shapes(primitive: Primitive, data: Any) -> Sample:
     else:
         shapes = hnp.mutually_broadcastable_shapes(num_shapes=count, max_dims=3, min_side=0, max_side=4)
         drawn = list(data.draw(shapes).input_shapes)
-    inputs = tuple(replace(x, shape=shape) for x, shape in zip(sample.inputs, drawn, strict=True))
+    inputs = tuple(x._replace(shape=shape) for x, shape in zip(sample.inputs, drawn, strict=True))
     return replace(sample, inputs=inputs)
 
 

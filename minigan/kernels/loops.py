@@ -14,7 +14,6 @@ number).
 
 import ast
 import functools
-import inspect
 import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -37,9 +36,10 @@ class Formula:
     def __init__(self, function: Callable[..., Any], donates: int = 0) -> None:
         self.function, self.donates = function, donates
         self.name = function.__name__.strip("_")
-        parameters = inspect.signature(function).parameters.values()
-        self.inputs = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
-        self.attributes = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+        # Read off the code and not through `inspect`, whose signatures would be a tenth of the time to import minigan.
+        code = function.__code__
+        self.inputs = list(code.co_varnames[: code.co_argcount])
+        self.attributes = list(code.co_varnames[code.co_argcount :][: code.co_kwonlyargcount])
         self._loops: dict[tuple[str, str], Callable[..., None]] = {}
 
     def __call__(self, outs: Sequence[Array], *arrays: Array, **attributes: float) -> None:
