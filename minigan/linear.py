@@ -8,7 +8,7 @@ directly; the functions that users call, with their docstrings, are in `minigan.
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -99,9 +99,16 @@ def expand(x: Value, shape: tuple[int, ...]) -> Any:
     return x if x.array.shape == shape else apply(BROADCAST_TO, x, shape=shape)
 
 
-def _sum_infer(x: Array, axes: tuple[int, ...], keepdims: bool) -> Sequence[Spec]:
-    check_float("sum", x)
-    return ((reduced(x.shape, axes, keepdims), x.dtype),)
+def infer_reduction(name: str, empty: bool = True) -> Callable[..., Sequence[Spec]]:
+    """The shape rule of a reduction over axes; `empty` tells whether nothing can be reduced."""
+
+    def infer(x: Array, axes: tuple[int, ...], keepdims: bool) -> Sequence[Spec]:
+        check_float(name, x)
+        if not empty and any(x.shape[a] == 0 for a in axes):
+            raise ShapeError(f"{name}: shape {x.shape} has no elements along axes {axes}")
+        return ((reduced(x.shape, axes, keepdims), x.dtype),)
+
+    return infer
 
 
 def add_up(x: Array, axes: tuple[int, ...], keepdims: bool, out: Array | None = None) -> Array:
@@ -151,7 +158,7 @@ def _sum_kernel(outs: Sequence[Array], x: Array, axes: tuple[int, ...], keepdims
 
 SUM = Primitive(
     "sum",
-    _sum_infer,
+    infer_reduction("sum"),
     kernel=_sum_kernel,
     vjp=lambda gy, y, x, axes, keepdims: (lambda: spread(gy, x.shape, axes),),
     linear=(0,),
@@ -171,11 +178,6 @@ SUM = Primitive(
 )
 
 
-def _mean_infer(x: Array, axes: tuple[int, ...], keepdims: bool) -> Sequence[Spec]:
-    check_float("mean", x)
-    return ((reduced(x.shape, axes, keepdims), x.dtype),)
-
-
 def _mean_kernel(outs: Sequence[Array], x: Array, axes: tuple[int, ...], keepdims: bool) -> None:
     _sum_kernel(outs, x, axes, keepdims)
     np.divide(outs[0], _count(x.shape, axes), out=outs[0])
@@ -188,7 +190,7 @@ def _count(shape: tuple[int, ...], axes: tuple[int, ...]) -> float:
 
 MEAN = Primitive(
     "mean",
-    _mean_infer,
+    infer_reduction("mean"),
     kernel=_mean_kernel,
     vjp=lambda gy, y, x, axes, keepdims: (lambda: spread(gy / _count(x.shape, axes), x.shape, axes),),
     linear=(0,),

@@ -12,7 +12,7 @@ import numpy as np
 
 from minigan.backend import Array, Spec
 from minigan.errors import DTypeError, ShapeError
-from minigan.linear import Axis, add_at, add_up, axes_of, axis_of, integer, reduced, spread
+from minigan.linear import Axis, add_at, add_up, axes_of, axis_of, infer_reduction, integer, reduced, spread
 from minigan.ops.elementwise import sqrt
 from minigan.pointwise import check_float
 from minigan.tape import Input, Primitive, Sample, apply, same_spec
@@ -20,16 +20,6 @@ from minigan.tensor import Tensor, TensorLike, lift, mean, sum, where
 
 _AXES = (((2, 3), (1,), False), ((3, 2), (0,), True), ((2, 2, 3), (0, 2), False), ((4,), (0,), False))
 EDGES = (0.0, -0.0, 1e-40, 1e4, -1e4, math.inf, -math.inf, math.nan)
-
-
-def _infer_reduction(name: str, empty: bool = True) -> Callable[..., Sequence[Spec]]:
-    def infer(x: Array, axes: tuple[int, ...], keepdims: bool) -> Sequence[Spec]:
-        check_float(name, x)
-        if not empty and any(x.shape[a] == 0 for a in axes):
-            raise ShapeError(f"{name}: shape {x.shape} has no elements along axes {axes}")
-        return ((reduced(x.shape, axes, keepdims), x.dtype),)
-
-    return infer
 
 
 def _reduction_samples(kink: Callable[..., Any] | None = None, low: float = -2.0) -> tuple[Sample, ...]:
@@ -58,7 +48,7 @@ def _extreme_vjp(gy: Any, y: Any, x: Any, axes: tuple[int, ...], keepdims: bool)
 def _extreme(name: str, ufunc: Callable[..., Any]) -> Primitive:
     return Primitive(
         name,
-        _infer_reduction(name, empty=False),
+        infer_reduction(name, empty=False),
         kernel=lambda outs, x, axes, keepdims: ufunc(x, axes, keepdims=keepdims, out=outs[0]),
         vjp=_extreme_vjp,
         flops=lambda x, axes, keepdims: x.size,
@@ -177,7 +167,7 @@ def _logsumexp_kernel(outs: Sequence[Array], x: Array, axes: tuple[int, ...], ke
 
 _logsumexp = Primitive(
     "logsumexp",
-    _infer_reduction("logsumexp"),
+    infer_reduction("logsumexp"),
     kernel=_logsumexp_kernel,
     vjp=lambda gy, y, x, axes, keepdims: (lambda: spread(gy, x.shape, axes) * softmax(x, axes),),
     smooth=True,
@@ -273,7 +263,7 @@ def _norm_vjp(gy: Any, y: Any, x: Any, axes: tuple[int, ...], keepdims: bool) ->
 
 _norm = Primitive(
     "norm",
-    _infer_reduction("norm"),
+    infer_reduction("norm"),
     kernel=_norm_kernel,
     vjp=_norm_vjp,
     smooth=True,
