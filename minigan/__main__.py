@@ -3,7 +3,7 @@
 import sys
 
 from minigan.errors import ExtraError
-from minigan.report import needs
+from minigan.extras import needs
 
 
 def main() -> int:

@@ -22,7 +22,8 @@ from minigan.errors import (
     NonFiniteError,
 )
 from minigan.folder import WEIGHTS, needed
-from minigan.report import image_grid, save_png, say
+from minigan.pictures import image_grid, save_png
+from minigan.report import say
 from minigan.train import PRESETS, preset as find_preset, restore
 
 EXITS = ((ConfigError, 2), (DataError, 3), (CheckpointError, 4), (NonFiniteError, 5), (DeviceError, 7))

@@ -7,10 +7,11 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any, TextIO
 
-from minigan import report
+from minigan import pictures
 from minigan.backend import Array
 from minigan.errors import ConfigError, ExtraError, NonFiniteError
-from minigan.report import Record
+from minigan.extras import needs
+from minigan.report import Record, say
 
 LOGGED = ("d_loss", "g_loss", "penalty", "d_real", "d_fake")
 LOG_EVERY = 10  # steps that one record is the mean of
@@ -53,8 +54,8 @@ class Log:
 
 def needed() -> Any:
     """The module that writes settings; `ExtraError` if that, or the one that writes pictures, is missing."""
-    report.needs("PIL.Image", "cli")
-    return report.needs("tomli_w", "cli")
+    needs("PIL.Image", "cli")
+    return needs("tomli_w", "cli")
 
 
 class RunFolder:
@@ -67,10 +68,10 @@ class RunFolder:
         text = needed().dumps(config)
         self.curves = True
         try:
-            report.needs("matplotlib.figure", "plot")
+            needs("matplotlib.figure", "plot")
         except ExtraError as error:
             self.curves = False
-            report.say(f"minigan: no loss curves: {error}", error=True)
+            say(f"minigan: no loss curves: {error}", error=True)
         self.path = path
         try:
             os.makedirs(path, exist_ok=True)
@@ -97,9 +98,11 @@ class RunFolder:
 
     def picture(self, step: int, samples: Array) -> None:
         """Write a grid of samples, (N, H, W, C) in [0, 1], as the picture of a step."""
-        report.save_png(os.path.join(self.path, "samples", f"step_{step:06}.png"), report.image_grid(samples))
+        pictures.save_png(
+            os.path.join(self.path, "samples", f"step_{step:06}.png"), pictures.image_grid(samples)
+        )
 
     def draw_curves(self, records: list[Record]) -> None:
         """Draw the losses of the run, if Matplotlib is there."""
         if self.curves:
-            report.loss_curves(os.path.join(self.path, "curves.png"), records)
+            pictures.loss_curves(os.path.join(self.path, "curves.png"), records)

@@ -17,11 +17,17 @@ from minigan.tensor import Tensor
 class Generator(Sequential):
     """From latents (N, latent) to samples (N, *shape); `latent` and `shape` are attributes.
 
-    `signed` says that samples lie in (-1, 1), as a tanh's do, where images lie in [0, 1].
+    `bounds` are those of the values of a sample, such as (-1, 1) of a tanh's, or `None` where any can occur.
     """
 
-    def __init__(self, latent: int, shape: Sequence[int], *modules: Module, signed: bool = False) -> None:
-        self.latent, self.shape, self.signed = latent, tuple(shape), signed
+    def __init__(
+        self,
+        latent: int,
+        shape: Sequence[int],
+        *modules: Module,
+        bounds: tuple[float, float] | None = (0.0, 1.0),
+    ) -> None:
+        self.latent, self.shape, self.bounds = latent, tuple(shape), bounds
         self._config: dict[str, Any] = {}
         super().__init__(*modules)
 
@@ -106,7 +112,8 @@ def mlp_generator(
     sizes = [latent, *hidden, math.prod(shape)]
     modules = _dense_layers(sizes, slope, init, Stream(seed, "generator/init"), dtype)
     last = [] if output is None else [Activation(output)]
-    network = Generator(latent, shape, *modules, *last, Reshape(tuple(shape)), signed=output == "tanh")
+    bounds = {"sigmoid": (0.0, 1.0), "tanh": (-1.0, 1.0)}.get(output or "")
+    network = Generator(latent, shape, *modules, *last, Reshape(tuple(shape)), bounds=bounds)
     network._config = _config(
         "mlp_generator",
         init,

@@ -119,7 +119,7 @@ class GAN:
         self.ema = ema
         self.dtype = next((p.dtype for p in generator.parameters().values()), np.dtype(np.float32))
         # Samples of a tanh lie in (-1, 1), images in [0, 1]: x ↦ 2 x - 1 takes the one to the other.
-        self._signed = bool(getattr(generator, "signed", False))
+        self._signed = getattr(generator, "bounds", None) == (-1.0, 1.0)
         self._noise, self._prior = Stream(seed, "noise"), Stream(seed, "latent")
 
     def step(self, batches: Batches) -> dict[str, float]:

@@ -44,7 +44,7 @@ def test_state_has_dotted_names_in_order_and_shared_parts_once() -> None:
 def test_repr_is_a_tree_with_shapes_and_counts() -> None:
     g = models.mlp_generator(latent=2, hidden=(4,), shape=(3,), slope=0.1)
     assert repr(g).splitlines() == [
-        "Generator(latent=2, shape=(3,), signed=False)  # 27 parameters",
+        "Generator(latent=2, shape=(3,), bounds=(0.0, 1.0))  # 27 parameters",
         "  layers.0: Dense()  weight (2, 4)  bias (4,)  # 12 parameters",
         "  layers.1: Activation(function='leaky_relu', settings={'slope': 0.1})",
         "  layers.2: Dense()  weight (4, 3)  bias (3,)  # 15 parameters",

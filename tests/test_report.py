@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from minigan import report
+from minigan import pictures, report
 from minigan.errors import DataError, ExtraError
 
 
@@ -21,63 +21,63 @@ def record(step: int, **values: float) -> report.Record:
 
 def test_grid_shows_every_pixel_of_every_sample_in_its_place() -> None:
     samples = np.random.default_rng(0).integers(0, 256, (5, 2, 3, 1)) / 255
-    grid = report.image_grid(samples, columns=2, scale=4)
+    grid = pictures.image_grid(samples, columns=2, scale=4)
     assert grid.shape == (3 * (2 * 4 + 1) + 1, 2 * (3 * 4 + 1) + 1) and grid.dtype == np.uint8
     for i, sample in enumerate(samples):
         top, left = 1 + i // 2 * 9, 1 + i % 2 * 13
         tile = grid[top : top + 8, left : left + 12]
         assert (tile[::4, ::4] == np.round(sample[..., 0] * 255)).all()
         assert (tile == np.kron(tile[::4, ::4], np.ones((4, 4), np.uint8))).all()
-    assert (grid[[0, 9, -1]] == report.SHADE).all() and (grid[:, [0, 13, -1]] == report.SHADE).all()
-    assert (grid[-9:, 14:] == report.SHADE).all()
+    assert (grid[[0, 9, -1]] == pictures.SHADE).all() and (grid[:, [0, 13, -1]] == pictures.SHADE).all()
+    assert (grid[-9:, 14:] == pictures.SHADE).all()
 
 
 def test_grid_of_colours_bad_values_and_one_sample() -> None:
-    assert report.image_grid(np.ones((1, 4, 4, 3))).shape[2] == 3
-    grid = report.image_grid(np.array([-1.0, 2.0, np.nan, 0.5]).reshape(1, 2, 2, 1), scale=1)
+    assert pictures.image_grid(np.ones((1, 4, 4, 3))).shape[2] == 3
+    grid = pictures.image_grid(np.array([-1.0, 2.0, np.nan, 0.5]).reshape(1, 2, 2, 1), scale=1)
     assert grid[1:-1, 1:-1].tolist() == [[0, 255], [0, 128]]
 
 
 @pytest.mark.parametrize("shape", [(4, 8, 8), (4, 8, 8, 2), (0, 8, 8, 1), (4, 8, 0, 1)])
 def test_what_is_no_picture(shape: tuple[int, ...]) -> None:
     with pytest.raises(DataError, match=re.escape(str(shape))):
-        report.image_grid(np.zeros(shape))
+        pictures.image_grid(np.zeros(shape))
 
 
 @pytest.mark.parametrize("count", [1, 2, 9, 16, 100, 101])
 def test_grids_are_about_square(count: int) -> None:
-    high, wide = report.image_grid(np.zeros((count, 8, 8, 1))).shape
+    high, wide = pictures.image_grid(np.zeros((count, 8, 8, 1))).shape
     assert 0.4 < high / wide < 2.1 or count == 2
 
 
 def test_png_round_trip(tmp_path: Path) -> None:
     for shape in ((5, 7), (5, 7, 3)):
         pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-        report.save_png(tmp_path / "a.png", pixels)
+        pictures.save_png(tmp_path / "a.png", pixels)
         assert (np.asarray(Image.open(tmp_path / "a.png")) == pixels).all()
 
 
 @pytest.mark.parametrize("count", [1, 2, 300])
 def test_curves(count: int, tmp_path: Path) -> None:
-    report.loss_curves(tmp_path / "curves.png", [record(10 * i, d_loss=i) for i in range(count)])
+    pictures.loss_curves(tmp_path / "curves.png", [record(10 * i, d_loss=i) for i in range(count)])
     assert min(Image.open(tmp_path / "curves.png").size) > 300
 
 
 def test_smoothing_is_a_mean_of_neighbours() -> None:
     values = np.arange(7.0) ** 2
-    assert report.smooth(values, 1).tolist() == values.tolist()
+    assert pictures.smooth(values, 1).tolist() == values.tolist()
     expected = [np.mean(values[max(0, i - 1) : i + 2]) for i in range(7)]
-    assert np.allclose(report.smooth(values, 3), expected)
-    assert np.allclose(report.smooth(values, 99), values.mean())
+    assert np.allclose(pictures.smooth(values, 3), expected)
+    assert np.allclose(pictures.smooth(values, 99), values.mean())
 
 
 def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "PIL.Image", None)
     with pytest.raises(ExtraError, match=r'PIL is missing .*; pip install "minigan\[cli\]"'):
-        report.save_png(tmp_path / "a.png", np.zeros((2, 2), np.uint8))
+        pictures.save_png(tmp_path / "a.png", np.zeros((2, 2), np.uint8))
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ExtraError, match=r'pip install "minigan\[plot\]"'):
-        report.loss_curves(tmp_path / "a.png", [record(1)])
+        pictures.loss_curves(tmp_path / "a.png", [record(1)])
 
 
 def test_lines_come_about_ten_times(capsys: pytest.CaptureFixture[str]) -> None:
