@@ -1,12 +1,15 @@
-"""The embedded digits, what is accepted as images, and the sampler."""
+"""The embedded digits, what is accepted as images, points and labels, and the sampler."""
 
 import gzip
+import hashlib
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from minigan.data import Batches, as_images, digits
+from minigan.data import Batches, as_images, as_points, digits
+from minigan.data.sampler import as_labels
 from minigan.errors import ConfigError, DataError
 from minigan.ops.random import Stream
 
@@ -106,12 +109,85 @@ def test_batches_are_a_function_of_the_step() -> None:
 def test_bytes_are_kept_and_scaled_by_batch() -> None:
     images = np.array([0, 51, 255], np.uint8).reshape(3, 1, 1)
     batches = Batches(images, 3, Stream(0, "data"))
-    assert batches.images.dtype == np.uint8 and np.shares_memory(batches.images, images)
+    assert batches.samples.dtype == np.uint8 and np.shares_memory(batches.samples, images)
     batch = batches.at(0)
     assert batch.dtype == np.float32 and batch.shape == (3, 1, 1, 1)
     assert sorted(batch.ravel().tolist()) == [0, float(np.float32(0.2)), 1]
 
 
-def test_batch_of_nothing() -> None:
-    with pytest.raises(ConfigError, match="batch is 0"):
-        Batches(numbered(3), 0, Stream(0, "data"))
+def test_orders_are_those_of_earlier_versions() -> None:
+    batches = Batches(numbered(200), 7, Stream(5, "data"))
+    seen = np.concatenate([batches.at(step).ravel() for step in range(100)]) * 255
+    digest = hashlib.sha256(np.round(seen).astype(np.uint8).tobytes()).hexdigest()
+    assert digest == "2e012be076a0c0ad33733edeb918f6d876a6de0988075b72f58c55c442c5b1f0"
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", ">f4", "f8"])
+def test_points_are_left_as_they_are(dtype: str) -> None:
+    points = np.array([[-3.5, 2.0], [1024.0, 0.0]], dtype)
+    taken = as_points(points, (2,))
+    assert taken.dtype == np.float32 and (taken == points).all()
+    batch = Batches(points, 2, Stream(0, "data"), (2,)).at(0)
+    assert sorted(batch.tolist()) == sorted(points.tolist())
+
+
+@pytest.mark.parametrize(
+    ("points", "message"),
+    [
+        (np.zeros(4), r"shape \(4,\): expected \(N, P\)"),
+        (np.zeros((0, 2)), r"shape \(0, 2\)"),
+        (np.zeros((2, 0)), r"shape \(2, 0\)"),
+        (np.zeros((2, 4), np.uint8), r"dtype uint8: expected floats; images have the shape \(N, H, W\)"),
+        (np.zeros((2, 4), complex), "dtype complex128"),
+        (np.array([[0, np.nan]]), "1 NaN or infinite values of 2"),
+        (np.array([[1e39, -np.inf]]), "2 NaN or infinite values of 2"),
+    ],
+)
+def test_points_that_are_refused(points: np.ndarray, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        as_points(points)
+
+
+def test_samples_that_do_not_fit_the_network() -> None:
+    with pytest.raises(DataError, match=r"points of shape \(3, 2\): expected \(N, 5\)"):
+        as_points(np.zeros((3, 2)), (5,))
+    with pytest.raises(DataError, match=r"images of shape \(3, 2\)"):
+        Batches(np.zeros((3, 2)), 1, Stream(0, "data"), (2,), points=False)
+    with pytest.raises(DataError, match=r"points of shape \(3, 2, 2\)"):
+        Batches(np.zeros((3, 2, 2)), 1, Stream(0, "data"), (4,), points=True)
+
+
+def test_labels() -> None:
+    assert as_labels(np.array([[9], [0]], np.uint8), 2, 10).tolist() == [9, 0]
+    for labels, message in (
+        ([1, 2, 3], r"\(3,\): expected integers, \(2,\), as many as samples"),
+        ([0.0, 1.0], "labels of float64"),
+        ([0, 10], "label 10 of sample 1: expected 0 to 9"),
+        ([-1, 0], "label -1 of sample 0"),
+        (np.array([0, 2**64 - 1], np.uint64), "label 18446744073709551615 of sample 1"),
+    ):
+        with pytest.raises(DataError, match=message):
+            as_labels(labels, 2, 10)
+
+
+@pytest.mark.parametrize("batch", [0, -1, True, 2.0, 3 * 1024 + 1, 10**9, 10**30])
+def test_batches_that_are_refused(batch: int) -> None:
+    with pytest.raises(ConfigError, match=r"batch is .*: expected an integer from 1 to 3072"):
+        Batches(numbered(3), batch, Stream(0, "data"))
+
+
+def test_a_batch_too_large_for_memory_is_refused_before_it_is_made() -> None:
+    images = np.broadcast_to(np.uint8(0), (50_000, 200, 200, 3))  # takes a byte
+    with pytest.raises(ConfigError, match=r"batch is 5000: .* to 4473 \(50000 samples of 480000 bytes"):
+        Batches(images, 5000, Stream(0, "data"))
+
+
+def test_a_batch_of_many_epochs_takes_little_more_than_its_own_memory() -> None:
+    batches = Batches(np.zeros((100, 16), np.float32), 100 * 1024, Stream(0, "data"))
+    batches.at(0)
+    tracemalloc.start()
+    try:
+        size = batches.at(1).nbytes
+        assert tracemalloc.get_traced_memory()[1] < 3 * size
+    finally:
+        tracemalloc.stop()

@@ -1,4 +1,4 @@
-"""From a user's images to batches: what is accepted, and which images stand in the batch of a step."""
+"""From a user's images or points to batches: what is accepted, and which samples stand in the batch of a step."""
 
 from typing import Any
 
@@ -7,6 +7,11 @@ import numpy as np
 from minigan.backend import Array
 from minigan.errors import ConfigError, DataError
 from minigan.ops.random import Stream
+
+BATCH_BYTES = (
+    1 << 31
+)  # of a batch as float32: more is taken for a mistake, and refused before it is allocated
+EPOCHS = 1024  # of the data set within one batch, for the same reason: each one is an order to be drawn
 
 
 def as_images(images: Any, shape: tuple[int, ...] | None = None) -> Array:
@@ -49,17 +54,69 @@ def as_images(images: Any, shape: tuple[int, ...] | None = None) -> Array:
     return array.astype(np.float32, copy=False)
 
 
+def as_points(points: Any, shape: tuple[int, ...] | None = None) -> Array:
+    """`points` as float32 (N, P): vectors of any finite numbers, which are left as they are.
+
+    Args:
+        points: (N, P), floats.
+        shape: a network's (P,), that the points have to fit.
+
+    Raises `DataError`, with the numbers, for anything else: other dtypes and shapes, no points, NaN, and what is
+    infinite in float32.
+
+    >>> import minigan as mg
+    >>> mg.data.as_points([[0.5, -3.0]]).shape
+    (1, 2)
+    """
+    array = np.asarray(points)
+    if array.ndim != 2 or 0 in array.shape or (shape is not None and array.shape[1:] != shape):
+        wanted = "(N, P), none of them 0" if shape is None else f"(N, {', '.join(map(str, shape))})"
+        raise DataError(f"points of shape {array.shape}: expected {wanted}")
+    if array.dtype.kind != "f":
+        raise DataError(f"points of dtype {array.dtype}: expected floats; images have the shape (N, H, W)")
+    with np.errstate(over="ignore"):
+        result = array.astype(np.float32, copy=False)
+    bad = result.size - int(np.count_nonzero(np.isfinite(result)))
+    if bad:
+        raise DataError(f"points with {bad} NaN or infinite values of {result.size}")
+    return result
+
+
+def as_labels(labels: Any, count: int, classes: int = 1 << 31) -> Array:
+    """`labels` as int64 (count,): integers (count,) or (count, 1) from 0 to below `classes`, else `DataError`.
+
+    >>> import numpy as np
+    >>> from minigan.data.sampler import as_labels
+    >>> as_labels(np.array([[3], [0]], np.uint8), 2)
+    array([3, 0])
+    """
+    array = np.asarray(labels)
+    if array.dtype.kind not in "iu" or array.shape not in ((count,), (count, 1)):
+        raise DataError(
+            f"labels of {array.dtype}, {array.shape}: expected integers, ({count},), as many as samples"
+        )
+    wrong = np.flatnonzero((array < 0) | (array >= classes))
+    if len(wrong):
+        place = int(wrong[0])
+        raise DataError(f"label {array.flat[place]} of sample {place}: expected 0 to {classes - 1}")
+    return array.reshape(count).astype(np.int64)
+
+
 class Batches:
     """The batches of a data set, each a pure function of its number, so that a run can go on from any step.
 
     The data set is drawn in a new random order every epoch; the epochs are laid end to end and cut into batches. A
-    batch may straddle two epochs, and after any number of steps no image has been used more than once oftener than
+    batch may straddle epochs, and after any number of steps no sample has been used more than once oftener than
     another.
 
     Args:
-        images: as for `as_images`.
-        batch: images in a batch, at least 1; it may exceed N.
+        samples: as for `as_images`, or as for `as_points`. Those that are accepted as they are, are not copied.
+        batch: samples in a batch, from 1; it may exceed N, up to 1,024 N, and a batch takes up to 2 GiB.
         stream: where the orders come from: `stream.at(epoch).permutation(N)`.
+        shape: of a network, that the samples have to fit.
+        points: whether they are points; by default they are if they have two axes.
+
+    Raises `DataError` as those do, and `ConfigError` for another batch.
 
     >>> import minigan as mg
     >>> from minigan.ops.random import Stream
@@ -68,24 +125,37 @@ class Batches:
     (64, 8, 8, 1)
     """
 
-    def __init__(self, images: Any, batch: int, stream: Stream) -> None:
-        self.images = as_images(images)
-        if batch < 1:
-            raise ConfigError(f"batch is {batch}: expected at least 1")
-        self.batch, self.stream = batch, stream
+    def __init__(
+        self,
+        samples: Any,
+        batch: int,
+        stream: Stream,
+        shape: tuple[int, ...] | None = None,
+        points: bool | None = None,
+    ) -> None:
+        if points is None:
+            points = np.ndim(samples) == 2
+        self.samples = as_points(samples, shape) if points else as_images(samples, shape)
+        count, size = len(self.samples), 4 * self.samples[0].size
+        most = min(BATCH_BYTES // size, EPOCHS * count)
+        if isinstance(batch, bool) or not isinstance(batch, (int, np.integer)) or not 1 <= batch <= most:
+            raise ConfigError(
+                f"batch is {batch!r}: expected an integer from 1 to {most} ({count} samples of {size} bytes as float32)"
+            )
+        self.batch, self.stream = int(batch), stream
         self._orders: dict[int, Array] = {}
 
     def at(self, step: int) -> Array:
-        """The batch of `step`, counted from 0: float32 (batch, H, W, C) in [0, 1]."""
-        count = len(self.images)
+        """The batch of `step`, counted from 0: float32 (batch, H, W, C) in [0, 1], or float32 (batch, P) of points."""
+        count = len(self.samples)
         first, end = step * self.batch, (step + 1) * self.batch
         epochs = range(first // count, (end - 1) // count + 1)
         # Only the orders in use are kept: one, or two where a batch straddles two epochs.
         self._orders = {e: self._order(e) for e in epochs}
         places = [order[max(first - e * count, 0) : end - e * count] for e, order in self._orders.items()]
-        chosen: Array = self.images[np.concatenate(places)]
+        chosen: Array = self.samples[np.concatenate(places)]
         return np.divide(chosen, 255, dtype=np.float32) if chosen.dtype == np.uint8 else chosen
 
     def _order(self, epoch: int) -> Array:
         known = self._orders.get(epoch)
-        return self.stream.at(epoch).permutation(len(self.images)) if known is None else known
+        return self.stream.at(epoch).permutation(len(self.samples)) if known is None else known
