@@ -15,33 +15,64 @@ import numpy as np
 
 from minigan import losses
 from minigan.backend import Array
-from minigan.errors import CheckpointError, ConfigError, ShapeError
+from minigan.errors import CheckpointError, ConfigError, NonFiniteError, ShapeError
 from minigan.losses import Loss
 from minigan.nn.module import ASSIGN, Module, assign, check_arrays
-from minigan.ops import Stream, mean, sigmoid
+from minigan.ops import Stream, all_finite, mean, sigmoid
 from minigan.optim import EMA, Adam, Optimizer
 from minigan.penalties import Penalty
 from minigan.tape import apply, grad, no_grad, recording
 from minigan.tensor import Tensor, lift, tensor
 
 UPDATES = ("alternating", "simultaneous")
+LISTED = 3  # tensors that a message about NaN and infinities names
 
 
 class _Player:
     """A network, its optimiser and what that remembers."""
 
-    def __init__(self, network: Module, optimizer: Optimizer) -> None:
-        self.network, self.optimizer = network, optimizer
+    def __init__(self, name: str, network: Module, optimizer: Optimizer) -> None:
+        self.name, self.network, self.optimizer = name, network, optimizer
         self.parameters = network.parameters()
         self.memory = optimizer.init(self.parameters)
 
-    def gradients(self, *losses: Tensor) -> list[Tensor]:
-        """Those of the sum of the losses in this player's parameters, and in no other's."""
-        return grad(losses, list(self.parameters.values()))
+    def gradients(self, losses: Mapping[str, Tensor]) -> list[Tensor]:
+        """Those of the sum of the losses in this player's parameters, and in no other's.
 
-    def move(self, gradients: list[Tensor], step: int) -> None:
-        """Make one step of the optimiser, at the rate of the game's step."""
-        self.optimizer.update(self.parameters, gradients, self.memory, at=step)
+        Raises `NonFiniteError`, saying what and where, if a NaN or an infinity is among the losses, the gradients, or
+        what the update reads besides them.
+        """
+        gradients = grad(list(losses.values()), list(self.parameters.values()))
+        with no_grad():
+            fine = all_finite([*losses.values(), *gradients, *self.tensors().values()])
+        if not fine.item():
+            found = dict(losses) | {
+                f"gradient.{name}": g for name, g in zip(self.parameters, gradients, strict=True)
+            }
+            raise NonFiniteError(f"{self.name}: {'; '.join(_not_finite(found | self.tensors()))}")
+        return gradients
+
+    def move(self, gradients: list[Tensor], step: int, scale: float) -> None:
+        """Make one step of the optimiser, at `scale` times the rate of the game's step."""
+        self.optimizer.update(self.parameters, gradients, self.memory, at=step, scale=scale)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a move reads and changes: the parameters, and the optimiser's slots by slot and parameter."""
+        slots = self.memory.slots.items()
+        return self.parameters | {f"{slot}.{name}": x for slot, xs in slots for name, x in xs.items()}
+
+
+def _not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """What stands in which tensor, for the first few of those with NaN or infinities."""
+    counts = {name: x.size - int(np.isfinite(x.array).sum()) for name, x in tensors.items()}
+    found = [
+        f"{name} is {tensors[name].item()}"
+        if tensors[name].size == 1
+        else f"{name} has {n} of {tensors[name].size}"
+        for name, n in counts.items()
+        if n
+    ]
+    return [*found[:LISTED], f"and {len(found) - LISTED} more"] if len(found) > LISTED else found
 
 
 def _as_batches(batches: Any) -> list[Tensor]:
@@ -107,12 +138,16 @@ class Game:
         self.smoothing, self.noise = smoothing, noise
         self._check_settings()
         self.steps = 0
-        self._of_generator = _Player(generator, generator_optimizer or Adam(1e-3, b1=0.5))
-        self._of_discriminator = _Player(discriminator, discriminator_optimizer or Adam(1e-3, b1=0.5))
+        self.rate_scale = 1.0  # of both players' learning rates
+        self._of_generator = _Player("generator", generator, generator_optimizer or Adam(1e-3, b1=0.5))
+        self._of_discriminator = _Player(
+            "discriminator", discriminator, discriminator_optimizer or Adam(1e-3, b1=0.5)
+        )
         self._average = None if ema is None else EMA(ema)
         self.ema_generator = None if ema is None else copy.deepcopy(generator)
         self._averages = {} if self.ema_generator is None else self.ema_generator.state()
         self._originals = generator.state()
+        self._touched = [(x, Tensor(np.empty_like(x.array))) for x in self._touched_tensors()]
 
     def _check_settings(self) -> None:
         for penalty in self.penalties:
@@ -155,7 +190,8 @@ class Game:
             `d_loss` (without the penalties), `penalty`, and the mean probabilities `d_real` of D(x) and
             `d_fake` of D(G(z)); and `g_loss`.
 
-        Raises: `ShapeError` for another number of batches.
+        Raises: `ShapeError` for another number of batches; `NonFiniteError` if a loss, a gradient, a parameter or
+            what an optimiser remembers is NaN or infinite: then both players are as they were before the step.
         """
         reals, latents = _as_batches(reals), _as_batches(latents)
         wanted = self.d_steps + (not self.share_fake)
@@ -164,6 +200,44 @@ class Game:
                 f"Game: {len(reals)} real and {len(latents)} latent batches for d_steps={self.d_steps} and"
                 f" share_fake={self.share_fake}, expected {self.d_steps} and {wanted}"
             )
+        moved = self._of_discriminator.memory.step
+        for x, backup in self._touched:
+            apply(ASSIGN, backup, x)
+        try:
+            metrics = self._round(reals, latents, random)
+        except BaseException as error:
+            for x, backup in self._touched:
+                apply(ASSIGN, x, backup)
+            self._of_discriminator.memory.step = moved
+            if isinstance(error, NonFiniteError):
+                raise NonFiniteError(f"step {self.steps + 1}: {error}") from None
+            raise
+        self._update_average()
+        self.steps += 1
+        return metrics
+
+    def require_finite(self) -> None:
+        """Raise `NonFiniteError` if a weight, an average or what an optimiser remembers is NaN or infinite."""
+        found = _not_finite(self._tensors())
+        if found:
+            raise NonFiniteError(f"step {self.steps}: {'; '.join(found)}")
+
+    def skip(self) -> None:
+        """Count a step that is not made, so that the next one has other batches and random numbers."""
+        self.steps += 1
+
+    def _touched_tensors(self) -> list[Tensor]:
+        """What a step changes before its last gradient is known: buffers, and the player that moves first."""
+        found = [
+            x
+            for player in self._players().values()
+            for name, x in player.network.state().items()
+            if name not in player.parameters
+        ]
+        moves_first = self.update == "alternating" or self.d_steps > 1
+        return found + (list(self._of_discriminator.tensors().values()) if moves_first else [])
+
+    def _round(self, reals: list[Tensor], latents: list[Tensor], random: Stream) -> dict[str, Tensor]:
         with recording(True):
             for k, real in enumerate(reals):
                 last = k == self.d_steps - 1
@@ -171,15 +245,13 @@ class Game:
                     fake = self.generator(latents[k], train=True, random=random)
                 metrics, d_gradients = self._discriminator_gradients(real, fake.detach(), random)
                 if not last or self.update == "alternating":
-                    self._of_discriminator.move(d_gradients, self.steps)
+                    self._of_discriminator.move(d_gradients, self.steps, self.rate_scale)
             if not self.share_fake:
                 fake = self.generator(latents[-1], train=True, random=random)
             metrics["g_loss"], g_gradients = self._generator_gradients(real, fake, random)
         if self.update == "simultaneous":
-            self._of_discriminator.move(d_gradients, self.steps)
-        self._of_generator.move(g_gradients, self.steps)
-        self._update_average()
-        self.steps += 1
+            self._of_discriminator.move(d_gradients, self.steps, self.rate_scale)
+        self._of_generator.move(g_gradients, self.steps, self.rate_scale)
         return metrics
 
     def _discriminator_gradients(
@@ -193,7 +265,9 @@ class Game:
         real_logits, fake_logits = judge(real), judge(fake)
         loss = self.loss.discriminator(real_logits, fake_logits, 1.0 - self.smoothing)
         terms = [penalty(judge, real, fake, real_logits, fake_logits, random) for penalty in self.penalties]
-        gradients = self._of_discriminator.gradients(loss, *terms)
+        gradients = self._of_discriminator.gradients(
+            {"d_loss": loss} | {f"penalty {k + 1}": x for k, x in enumerate(terms)}
+        )
         with no_grad():
             metrics = {
                 "d_loss": loss.detach(),
@@ -210,7 +284,7 @@ class Game:
                 real_logits = self.discriminator(self._noisy(real, random), train=True, random=random)
         fake_logits = self.discriminator(self._noisy(fake, random), train=True, random=random)
         loss = self.loss.generator(real_logits, fake_logits)
-        return loss.detach(), self._of_generator.gradients(loss)
+        return loss.detach(), self._of_generator.gradients({"g_loss": loss})
 
     def _noisy(self, x: Tensor, random: Stream) -> Tensor:
         std = self._noise_at(self.steps)
@@ -224,7 +298,7 @@ class Game:
                 apply(ASSIGN, self._averages[name], self._originals[name])
 
     def _players(self) -> dict[str, _Player]:
-        return {"generator": self._of_generator, "discriminator": self._of_discriminator}
+        return {player.name: player for player in (self._of_generator, self._of_discriminator)}
 
     def _tensors(self) -> dict[str, Tensor]:
         parts = {name: player.network.state() for name, player in self._players().items()}
@@ -235,14 +309,15 @@ class Game:
 
     def _counters(self) -> dict[str, Array]:
         steps = {f"{name}_optimizer.step": player.memory.step for name, player in self._players().items()}
-        return {name: np.array(n, np.int64) for name, n in (steps | {"step": self.steps}).items()}
+        counters = {name: np.array(n, np.int64) for name, n in (steps | {"step": self.steps}).items()}
+        return counters | {"rate_scale": np.array(self.rate_scale, np.float64)}
 
     def state(self) -> dict[str, Array]:
         """Copies of all arrays that the game needs to continue, by name.
 
         "generator.…" and "discriminator.…" as in the modules' `state()`; "ema.…", the averaged generator;
-        "generator_optimizer.m.…" and so on for each slot and player; and the counters "step",
-        "generator_optimizer.step" and "discriminator_optimizer.step".
+        "generator_optimizer.m.…" and so on for each slot and player; the counters "step", "generator_optimizer.step"
+        and "discriminator_optimizer.step"; and "rate_scale".
         """
         return {name: x.array.copy() for name, x in self._tensors().items()} | self._counters()
 
@@ -254,9 +329,9 @@ class Game:
         tensors, counters = self._tensors(), self._counters()
         check_arrays({name: x.array for name, x in tensors.items()} | counters, arrays)
         for name in counters:
-            if int(arrays[name]) < 0:
-                raise CheckpointError(f"the counter {name} is {int(arrays[name])}, expected 0 or more")
+            if not 0 <= arrays[name] < np.inf:
+                raise CheckpointError(f"{name} is {arrays[name]}, expected a finite number from 0")
         assign(tensors, arrays)
-        self.steps = int(arrays["step"])
+        self.steps, self.rate_scale = int(arrays["step"]), float(arrays["rate_scale"])
         for name, player in self._players().items():
             player.memory.step = int(arrays[f"{name}_optimizer.step"])

@@ -237,11 +237,12 @@ class Optimizer:
         gradients: Sequence[Tensor],
         state: State,
         at: int | None = None,
+        scale: float = 1.0,
     ) -> None:
         """Make one step, in place, along `gradients`, one per parameter in their order.
 
         A schedule is asked for the rate at step `at`, by default the number of updates made: a player that moves
-        several times in a round of the game passes the number of the round.
+        several times in a round of the game passes the number of the round. The rate is multiplied by `scale`.
 
         Raises `ShapeError` for gradients that do not belong to these parameters, before anything is changed.
         """
@@ -250,7 +251,7 @@ class Optimizer:
         ]:
             have, want = ([f"{x.dtype} {x.shape}" for x in xs] for xs in (gradients, parameters.values()))
             raise ShapeError(f"{type(self).__name__}: gradients {have} do not fit parameters {want}")
-        rate = self.lr(state.step if at is None else at) if callable(self.lr) else self.lr
+        rate = scale * (self.lr(state.step if at is None else at) if callable(self.lr) else self.lr)
         self._require(lr=(rate, 0.0, math.inf))
         attributes = self._attributes(rate, state.step + 1)
         if self.clip_norm is not None:

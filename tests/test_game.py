@@ -416,7 +416,8 @@ def test_the_names_of_the_state() -> None:
     for slot in "mv":
         expected |= {f"generator_optimizer.{slot}.{x}" for x in tensors}
         expected |= {f"discriminator_optimizer.{slot}.{x}" for x in others}
-    assert names == expected | {"step", "generator_optimizer.step", "discriminator_optimizer.step"}
+    counters = {"step", "generator_optimizer.step", "discriminator_optimizer.step", "rate_scale"}
+    assert names == expected | counters
 
 
 def test_a_state_that_does_not_fit_changes_nothing() -> None:
@@ -425,7 +426,7 @@ def test_a_state_that_does_not_fit_changes_nothing() -> None:
     before, other = game.state(), adam_game().state()
     for bad, message in (
         ({key: x for key, x in other.items() if key != "step"}, "step: missing"),
-        (other | {"step": np.array(-1)}, "the counter step is -1"),
+        (other | {"step": np.array(-1)}, "step is -1, expected a finite number from 0"),
         (
             other | {"ema.layers.0.bias": np.zeros(5, np.float32)},
             r"ema.layers.0.bias: float32 \(5,\), expected float32 \(4,\)",

@@ -32,6 +32,7 @@ from minigan.ops.random import (
     dropout as dropout,
 )
 from minigan.ops.reduce import (
+    all_finite as all_finite,
     argmax as argmax,
     argsort as argsort,
     cumsum as cumsum,

@@ -1,4 +1,4 @@
-"""Operations along axes: extremes, moments, log-sum-exp and softmax, norms, cumulative sums, sorting.
+"""Operations along axes: extremes, finiteness, moments, log-sum-exp and softmax, norms, cumulative sums, sorting.
 
 All take float32 or float64, else `DTypeError`. An axis that is not there is a `ShapeError`; reduced axes are dropped,
 or kept with size 1 if `keepdims`.
@@ -12,6 +12,7 @@ import numpy as np
 
 from minigan.backend import Array, Spec
 from minigan.errors import DTypeError, ShapeError
+from minigan.kernels.launch import Loop
 from minigan.linear import Axis, add_at, add_up, axes_of, axis_of, infer_reduction, integer, reduced, spread
 from minigan.ops.elementwise import sqrt
 from minigan.pointwise import check_float
@@ -115,6 +116,63 @@ def argmax(x: TensorLike, axis: int | None = None) -> Tensor:
     if axis is None:
         x, axis = x.reshape(-1), 0
     return apply(_argmax, x, axis=axis_of("argmax", axis, x.ndim))  # type: ignore[no-any-return]
+
+
+# Finite or not
+
+
+def _bad_loop(bad: Array, words: Array, exponent: Array) -> None:
+    # A float is infinite or NaN if all bits of its exponent are set; a loop over integers is vectorised.
+    mask = exponent[0]
+    found = False
+    for i in range(words.shape[0]):
+        found |= (words[i] & mask) == mask
+    bad[0] |= found
+
+
+def _bad_numpy(bad: Array, words: Array, exponent: Array) -> None:
+    bad[0] |= ((words & exponent) == exponent).any()
+
+
+_bad = {
+    np.dtype(dtype): (Loop(_bad_loop, _bad_numpy), np.array([np.inf], dtype).view(words))
+    for dtype, words in ((np.float32, np.uint32), (np.float64, np.uint64))
+}
+
+
+def _all_finite_kernel(outs: Sequence[Array], *arrays: Array) -> None:
+    bad = np.zeros(1, np.bool_)
+    for x in arrays:
+        loop, exponent = _bad[x.dtype]
+        loop(bad, np.ascontiguousarray(x).reshape(-1).view(exponent.dtype), exponent)
+    np.logical_not(bad[0], out=outs[0])
+
+
+def _infer_all_finite(*arrays: Array) -> Sequence[Spec]:
+    for x in arrays:
+        check_float("all_finite", x)
+    return (((), np.bool_),)
+
+
+_all_finite = Primitive(
+    "all_finite",
+    _infer_all_finite,
+    kernel=_all_finite_kernel,
+    flops=lambda *arrays: int(math.fsum(x.size for x in arrays)),
+    samples=(Sample((Input((2, 3)), Input(())), edges=EDGES), Sample((Input((0, 2)),))),
+)
+
+
+def all_finite(tensors: Sequence[TensorLike]) -> Tensor:
+    """Whether no element of these tensors is NaN or infinite: one boolean.
+
+    No derivative. `DTypeError` for integers and booleans.
+
+    >>> import minigan as mg
+    >>> mg.ops.all_finite([mg.tensor([1.0, 2.0]), mg.tensor(float("inf"))]).item()
+    False
+    """
+    return apply(_all_finite, *[lift(x) for x in tensors])  # type: ignore[no-any-return]
 
 
 # Moments
