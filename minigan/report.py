@@ -2,8 +2,12 @@
 
 import contextlib
 import sys
+from collections.abc import Sequence
 from typing import Any, Protocol
 
+import numpy as np
+
+from minigan.backend import Array
 from minigan.errors import ExtraError
 from minigan.extras import needs
 
@@ -12,11 +16,15 @@ Record = dict[str, Any]  # one line of metrics.jsonl
 
 def say(text: str, error: bool = False) -> None:
     """Print a line at once; a reader that has gone away (`| head`) must not end the run."""
-    stream = sys.stderr if error else sys.stdout
+    _write(sys.stderr if error else sys.stdout, text + "\n")
+
+
+def _write(stream: Any, text: str) -> None:
     if stream is not None:  # as it is where the program was started with it closed
         with contextlib.suppress(OSError, ValueError):
             encoding = stream.encoding or "utf-8"  # a terminal that cannot show a letter gets its number
-            print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
+            stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+            stream.flush()
 
 
 class Progress(Protocol):
@@ -24,6 +32,9 @@ class Progress(Protocol):
 
     def update(self, record: Record) -> None:
         """Show the values of a step."""
+
+    def note(self, text: str) -> None:
+        """Print a line about something that happened."""
 
     def close(self) -> None:
         """Leave the last state on the screen."""
@@ -34,6 +45,9 @@ class Silence:
 
     def update(self, record: Record) -> None:
         """Show nothing."""
+
+    def note(self, text: str) -> None:
+        """Say nothing."""
 
     def close(self) -> None:
         """Leave nothing."""
@@ -47,17 +61,39 @@ class Lines:
 
     def update(self, record: Record) -> None:
         """Print a line if another tenth of the run is over."""
-        done, total = record["step"] - self.start, self.stop - self.start
+        done, total = record["step"] - self.start, max(1, self.stop - self.start)
         if done * 10 // total > self.shown:
             self.shown = done * 10 // total
             say(f"step {record['step']:>6}/{self.stop}  {_values(record)}  {_left(record, self.stop)}")
+
+    def note(self, text: str) -> None:
+        """Print the text among the lines, on standard error."""
+        say(text, error=True)
 
     def close(self) -> None:
         """Leave the lines as they are."""
 
 
+class Screen:
+    """A stream that stays one where the terminal behind it goes away: rich would end the program."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        """Write as far as that goes."""
+        _write(self.stream, text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Do nothing: what was written is."""
+
+
 class Bar:
-    """A live bar with the losses under it, on a terminal."""
+    """A live bar with the losses under it, on a terminal: the part of the whole run that is done, from step 0."""
 
     def __init__(self, start: int, stop: int, console: Any) -> None:
         bars, live, text = needs("rich.progress", "cli"), needs("rich.live", "cli"), needs("rich.text", "cli")
@@ -73,14 +109,21 @@ class Bar:
         self.task = self.bar.add_task("", total=stop, completed=start, left="")
         self.text = text.Text("compiling kernels", style="dim")
         group = needs("rich.console", "cli").Group(self.bar, self.text)
-        self.live = live.Live(group, console=console, refresh_per_second=5)
+        # What is printed meanwhile comes above the bar, but where standard error is a file, that stays there.
+        errors = sys.stderr is not None and sys.stderr.isatty()
+        self.live = live.Live(group, console=console, refresh_per_second=5, redirect_stderr=errors)
         self.live.start()
+        console.show_cursor(True)  # rich hides it, and a process that is killed could not bring it back
 
     def update(self, record: Record) -> None:
         """Show the values of a step."""
         self.bar.update(self.task, completed=record["step"], left=_left(record, self.stop))
         self.text.style = ""
         self.text.plain = _values(record)
+
+    def note(self, text: str) -> None:
+        """Print the text above the bar."""
+        say(text, error=True)
 
     def close(self) -> None:
         """Leave the last state on the screen."""
@@ -107,9 +150,64 @@ def progress(start: int, stop: int) -> Progress:
     """A live bar if standard output is a terminal and rich is installed, plain lines otherwise."""
     try:
         if sys.stdout is not None and sys.stdout.isatty():
-            console = needs("rich.console", "cli").Console()
+            console = needs("rich.console", "cli").Console(file=Screen(sys.stdout))
             if console.is_terminal and not console.is_dumb_terminal:
                 return Bar(start, stop, console)
     except (ExtraError, ValueError):  # ValueError: standard output was closed
         pass
     return Lines(start, stop)
+
+
+def column(records: Sequence[Record], key: str) -> Array:
+    """One value of every record, float64; NaN where a record has no number, or a larger one, as a damaged file may."""
+    values = (record.get(key) for record in records)
+    numbers = (
+        x if isinstance(x, int | float | np.floating) and -1e300 < x < 1e300 else np.nan for x in values
+    )
+    return np.fromiter(numbers, np.float64, len(records))
+
+
+def text_curves(records: Sequence[Record], width: int = 60) -> list[str]:
+    """Both losses, and below them mean D(x) and D(G(z)) from 0 to 1, as lines of text, three for each.
+
+    Args:
+        records: as in `metrics.jsonl`; many are averaged into columns, and values that are not finite are left out.
+        width: characters of a line; 20 of them are for the labels, which end in the least and largest value drawn.
+
+    They are drawn in block characters, or in ASCII where standard output cannot show these. No record, no lines.
+
+    >>> from minigan.report import text_curves
+    >>> records = [{"step": 10 * i, "d_loss": i, "g_loss": 1 / i, "d_real": 0.6, "d_fake": 0.4} for i in range(1, 9)]
+    >>> print(text_curves(records)[-1])
+    step                10 to 80
+    """
+    if not records:
+        return []
+    marks, rows, lines = " ▁▂▃▄▅▆▇█", 3, []
+    try:
+        marks.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        marks = " .:#"
+    full = len(marks) - 1
+    for key, name in (
+        ("d_loss", "loss of D"),
+        ("g_loss", "loss of G"),
+        ("d_real", "D(x)"),
+        ("d_fake", "D(G(z))"),
+    ):
+        values = column(records, key)
+        with np.errstate(all="ignore"):
+            parts = [
+                part[np.isfinite(part)]
+                for part in np.array_split(values, max(1, min(width - 20, len(values))))
+            ]
+            means = np.array([part.mean() if part.size else np.nan for part in parts])
+            drawn = np.array([0.0, 1.0]) if name[1] == "(" else means[np.isfinite(means)]
+            low, high = (drawn.min(), drawn.max()) if drawn.size else (np.nan, np.nan)
+            levels = 1 + (rows * full - 1) * np.clip((means - low) / ((high - low) or 1.0), 0, 1)
+        levels = np.nan_to_num(levels).round().astype(int)
+        for row, label, end in ((2, name, f"{high:.3g}"), (1, "", ""), (0, "", f"{low:.3g}")):
+            cells = "".join(marks[min(max(level - row * full, 0), full)] for level in levels)
+            lines.append(f"{label:9} {end:>9} {cells}".rstrip())
+    first, last = column(records, "step")[[0, -1]]
+    return [*lines, f"{'step':19} {first:,.0f} to {last:,.0f}"]
