@@ -1,7 +1,6 @@
-"""Training from images to a run folder: `GAN`, how a file becomes a `GAN` again, and the presets."""
+"""Training from data to a run folder: `GAN`, and how a file becomes one again."""
 
 import contextlib
-import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -9,26 +8,26 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minigan import checkpoint, models, optim, penalties, report, settings
+from minigan import checkpoint, report, settings, state
 from minigan.backend import Array, one_blas_thread
-from minigan.data import Batches, as_images, digits
+from minigan.data import Batches
 from minigan.errors import CheckpointError, ConfigError
-from minigan.folder import LOGGED, WEIGHTS, Log, RunFolder
+from minigan.folder import RunFolder
 from minigan.game import Game
+from minigan.loop import GRID, LOGGED, Loop, Plan
 from minigan.losses import Loss
 from minigan.nn import Module
 from minigan.ops.random import Stream
 from minigan.optim import Adam, Optimizer
 from minigan.penalties import Penalty
 from minigan.report import Record
-from minigan.tape import no_grad
+from minigan.sampling import Sampler, positive
 from minigan.tensor import Tensor, asarray
 
-LATENTS = ("uniform", "normal")
-GRID = 100  # samples in a picture
-CHUNK = 4096  # samples made at a time, so that the memory of the layers does not grow with their number
 SMALL_PRODUCT = 2**24  # multiply-adds of the largest matrix product up to which a second thread does not pay
-FORMAT = 1  # of the checkpoint's settings; a reader refuses a newer one
+# Samples of the data that those of the generator are compared with: so many, but no more numbers than that.
+COMPARED, NUMBERS = 2048, 2**22
+LISTED = 10  # differences named in one error
 
 
 class Run(NamedTuple):
@@ -40,18 +39,21 @@ class Run(NamedTuple):
             and `steps_per_second`.
         out: the run folder, or `None`.
         seconds: the time that training took, compilation and pictures included.
+        events: a dict per warning, skipped step, rollback, and so on: `step`, `event`, its kind, and `message`.
     """
 
     records: list[Record]
     out: str | None
     seconds: float
+    events: list[dict[str, Any]]
 
 
 class GAN:
-    """A generator and a discriminator to be trained on images.
+    """A generator and a discriminator to be trained on images or points.
 
     Args:
-        generator: from latents (N, latent) to samples (N, *shape) in [0, 1]; `latent` and `shape` are attributes of it.
+        generator: from latents (N, latent) to samples (N, *shape); `latent` and `shape` are attributes of it. Samples
+            are images with values in its `bounds`; or points, if these are `None` and the shape is (P,).
         discriminator: from samples to logits (N, 1).
         loss: a name in `minigan.losses.table`, or a record of one's own.
         penalty: one of `minigan.penalties`, or several.
@@ -89,17 +91,13 @@ class GAN:
         latent: str = "uniform",
         seed: int = 0,
     ) -> None:
-        if latent not in LATENTS:
-            raise ConfigError(f"latent {latent!r} does not exist; there are {', '.join(LATENTS)}")
-        if not all(hasattr(generator, name) for name in ("latent", "shape")):
-            raise ConfigError("the generator needs attributes: latent, a number, and shape, of one sample")
+        self._sampler = Sampler(generator, latent)
         shapes = [tuple(network.shape) for network in (generator, discriminator) if hasattr(network, "shape")]
         if len(set(shapes)) > 1:
             raise ConfigError(
                 f"the generator makes samples of {shapes[0]}, the discriminator takes {shapes[1]}"
             )
-        self.shape, self.latents = shapes[0], (int(getattr(generator, "latent", 0)),)
-        self.latent, self.seed = latent, seed
+        self.seed = seed
         self.optimizer = optimizer or Adam(1e-3, b1=0.5)
         self.discriminator_optimizer = discriminator_optimizer or self.optimizer
         self.game = Game(
@@ -117,9 +115,6 @@ class GAN:
             noise=noise,
         )
         self.ema = ema
-        self.dtype = next((p.dtype for p in generator.parameters().values()), np.dtype(np.float32))
-        # Samples of a tanh lie in (-1, 1), images in [0, 1]: x ↦ 2 x - 1 takes the one to the other.
-        self._signed = getattr(generator, "bounds", None) == (-1.0, 1.0)
         self._noise, self._prior = Stream(seed, "noise"), Stream(seed, "latent")
 
     def step(self, batches: Batches) -> dict[str, float]:
@@ -130,104 +125,141 @@ class GAN:
         step, game = self.game.steps, self.game
         prior = self._prior.at(step)
         reals = [self._real(batches.at(step * game.d_steps + k)) for k in range(game.d_steps)]
-        latents = [self._draw(prior, batches.batch) for _ in range(game.d_steps + (not game.share_fake))]
+        latents = [
+            self._sampler.draw(prior, batches.batch) for _ in range(game.d_steps + (not game.share_fake))
+        ]
         metrics = game.step(reals, latents, random=self._noise.at(step))
         return {name: metrics[name].item() for name in LOGGED}
 
     def _real(self, batch: Array) -> Tensor:
-        batch = batch.reshape(len(batch), *self.shape).astype(self.dtype, copy=False)
-        return asarray(batch * 2 - 1 if self._signed else batch)
-
-    def _draw(self, stream: Stream, count: int) -> Tensor:
-        shape = (count, *self.latents)
-        if self.latent == "normal":
-            return stream.normal(shape, dtype=self.dtype)
-        return stream.uniform(shape, -1.0, 1.0, dtype=self.dtype)
+        batch = batch.reshape(len(batch), *self._sampler.shape).astype(self._sampler.dtype, copy=False)
+        return asarray(batch * 2 - 1 if self._sampler.signed else batch)
 
     def fit(
         self,
-        images: Any,
+        data: Any,
         *,
         steps: int = 10_000,
         batch: int = 64,
         out: str | os.PathLike[str] | None = None,
+        resume: bool = False,
         progress: bool = False,
         sample_every: int = 1000,
-        source: str = "an array",
+        save_every: int = 1000,
+        on_nonfinite: str = "stop",
+        max_faults: int = 10,
+        source: str | Mapping[str, Any] = "an array",
     ) -> Run:
-        """Train for `steps` more steps on `images`.
+        """Train for `steps` more steps.
 
         Args:
-            images: (N, H, W) or (N, H, W, C), uint8 or floats in [0, 1], of the networks' shape.
-            batch: images in a step of the discriminator.
-            out: a new or empty folder for the run: `config.toml`, `metrics.jsonl`, `samples/step_….png`, `curves.png`
-                and `checkpoints/final.safetensors`. Needs the extra `cli`, and `plot` for the curves. By default
-                nothing is written.
+            data: images, (N, H, W) or (N, H, W, C), uint8 or floats in [0, 1], of the networks' shape; or for a
+                generator of points (N, P) floats.
+            batch: samples in a step of the discriminator.
+            out: a new or empty folder for the run; docs/6-runs.md says what is in it. Needs the extra `cli`, and
+                `plot` for the curves. By default nothing is written.
+            resume: go on with the run in `out`, bit for bit as if it had not been interrupted, until it has made
+                `steps` steps; where there is none, start it.
             progress: show it, live on a terminal and as lines elsewhere.
-            sample_every: steps between two pictures of the same latents.
-            source: where the images are from, for `config.toml`, which also identifies them by their SHA-256.
+            sample_every, save_every: steps between two pictures of the same latents, and between two checkpoints.
+            on_nonfinite: what follows a NaN or an infinity in a loss, a gradient, a weight or the optimisers' memory;
+                the step in which it is found changes nothing. "stop" the run with `NonFiniteError`; "skip" the step
+                and its batch; or "rollback" to the state at the last multiple of `save_every`, with half the rates.
+            max_faults: how often it may skip or roll back before it stops.
+            source: where the data is from, for `config.toml`, which also identifies it by its SHA-256; or a table of
+                such facts.
 
-        Raises: `DataError` for other images; `ConfigError` for a setting outside its range and a folder that is not
-            empty; `ExtraError` before training if a package is missing; `NonFiniteError` if a loss is NaN or infinite;
-            `CheckpointError` if the weights cannot be written.
+        While it trains, SIGINT and SIGTERM end it after the step that is going on, with a checkpoint, by
+        `KeyboardInterrupt` or `SystemExit(143)`; handlers of your own are left alone. A second signal ends the process
+        at once.
+
+        Raises: `DataError` for other data; `ConfigError` for a setting outside its range, and a folder that is not
+            empty or in use; `ExtraError` before training if a package is missing; `NonFiniteError`, see above;
+            `CheckpointError` if the first or the last checkpoint cannot be written, or the one to resume is damaged
+            or of another configuration, with the differences.
         """
-        data = as_images(images, self.shape)
-        _positive(steps=steps, batch=batch, sample_every=sample_every)
-        batches = Batches(data, batch, Stream(self.seed, "data"))
-        begun, start = time.perf_counter(), self.game.steps
-        stop, records = start + steps, []
+        positive(
+            steps=steps, batch=batch, sample_every=sample_every, save_every=save_every, max_faults=max_faults
+        )
+        plan = Plan(steps, batch, sample_every, save_every, on_nonfinite, max_faults, self.game.steps)
+        stream = Stream(self.seed, "data")
+        batches = Batches(data, batch, stream, self._sampler.shape, self._sampler.points)
+        samples = batches.samples
+        begun = time.perf_counter()
         with contextlib.ExitStack() as stack:
             # A run that diverges is found by its losses; NumPy's warnings would come in between.
             stack.enter_context(np.errstate(all="ignore"))
             networks = (self.game.generator, self.game.discriminator)
-            if (
-                batch * max(p.size for network in networks for p in network.parameters().values())
-                <= SMALL_PRODUCT
-            ):
+            largest = max(p.size for network in networks for p in network.parameters().values())
+            if batch * largest <= SMALL_PRODUCT:
                 stack.enter_context(one_blas_thread())
-            folder = None
+            folder, found, config = None, None, dict[str, Any]()
+            notes: list[str] = []
             if out is not None:
-                training = {"steps": steps, "batch": batch, "sample_every": sample_every, "first_step": start}
-                described = {"source": source, "shape": list(data.shape), "dtype": data.dtype.name}
-                described["sha256"] = checkpoint.digest({"images": data})
-                config = settings.plain(self.config() | {"training": training, "data": described})
-                folder = stack.enter_context(RunFolder(os.fspath(out), config))
-                folder.picture(start, self.sample(GRID, self.seed))
+                folder = stack.enter_context(RunFolder(os.fspath(out), resume))
+                config = self._full_config(plan, samples, source)
+                found = state.newest(folder.path, notes.append) if resume else None
+            if found:
+                plan = self._continue(found, plan, config)
+            shown = report.progress(self.game.steps, plan.stop) if progress else report.Silence()
+            stack.callback(shown.close)
             if progress and self.game.share_fake:
                 report.say("one generated batch a step serves both players")
-            shown = report.progress(start, stop) if progress else report.Silence()
-            stack.callback(shown.close)
-            log = Log(start)
-            while self.game.steps < stop:
-                metrics = self.step(batches)
-                record = log.add(self.game.steps, metrics, last=self.game.steps == stop)
-                if record:
-                    records.append(record)
-                    shown.update(record)
-                if folder:
-                    folder.write(record)
-                    if (self.game.steps - start) % sample_every == 0 or self.game.steps == stop:
-                        folder.picture(self.game.steps, self.sample(GRID, self.seed))
+            count = min(len(samples), COMPARED, max(GRID, NUMBERS // samples[0].size))
+            compared = Batches(samples, count, Stream(self.seed, "compared")).at(0)
+            loop = Loop(self, batches, compared, plan, config, folder, shown)
             if folder:
-                self.save(os.path.join(folder.path, WEIGHTS))
-                folder.draw_curves(records)
-        return Run(records, None if out is None else os.fspath(out), time.perf_counter() - begun)
+                folder.configure(config | {"training": settings.plain(plan._asdict())})
+                records = folder.rewind(self.game.steps)
+            if found:
+                loop.resume(found, records, notes)
+            loop.run()
+        return Run(
+            loop.records, None if out is None else os.fspath(out), time.perf_counter() - begun, loop.events
+        )
+
+    def _full_config(self, plan: Plan, samples: Array, source: str | Mapping[str, Any]) -> dict[str, Any]:
+        """All settings of a run: of the GAN, of the training, and what its data is."""
+        about = {"source": source} if isinstance(source, str) else dict(source)
+        about |= {"shape": list(samples.shape), "dtype": samples.dtype.name}
+        about["sha256"] = checkpoint.digest({"images": samples})
+        return settings.plain(self.config() | {"training": plan._asdict(), "data": about})  # type: ignore[no-any-return]
+
+    def _continue(self, found: state.Found, plan: Plan, config: Mapping[str, Any]) -> Plan:
+        """Take over the state of a checkpoint, if it is of this configuration; gives the plan it belongs to."""
+        try:
+            have, want = (_decisive(each) for each in (found.about["config"], config))
+        except (KeyError, TypeError):
+            raise CheckpointError(f"{found.path}: is not of a run that can be resumed") from None
+        wrong = state.differences(have, want)
+        if wrong:
+            rest = f"; and {len(wrong) - LISTED} more" if len(wrong) > LISTED else ""
+            raise CheckpointError(
+                f"{found.path}: is of another configuration: {'; '.join(wrong[:LISTED])}{rest}"
+            )
+        try:
+            self.game.load_state(found.arrays)
+        except CheckpointError as error:
+            raise CheckpointError(f"{found.path}: {error}") from None
+        return plan._replace(first_step=int(found.about["config"]["training"]["first_step"]))
 
     def sample(self, n: int, seed: int = 0, raw: bool = False) -> Array:
-        """`n` new images: float32 (n, H, W, C) in [0, 1], from the averaged weights or, with `raw`, the last ones.
+        """`n` new samples, from the averaged weights or, with `raw`, the last ones.
 
-        The same seed gives the same latents, and the first of many are those of few. Samples of a flat shape (P,) are
-        square if P is a square, otherwise one row.
+        Images are float32 (n, H, W, C) in [0, 1], where those of a flat shape (P,) are square if P is a square and
+        otherwise one row; points are float32 (n, P). The same seed gives the same latents, and the first of many
+        samples are those of few.
         """
-        _positive(n=n)
-        game = self.game
-        generator = game.generator if raw or game.ema_generator is None else game.ema_generator
-        with no_grad():
-            z = self._draw(Stream(seed, "sample"), n)
-            parts = [generator(z[i : i + CHUNK]).numpy() for i in range(0, n, CHUNK)]
-        samples = np.concatenate(parts).astype(np.float32, copy=False)
-        samples = samples * 0.5 + 0.5 if self._signed else samples
-        return np.clip(samples, 0, 1).reshape(n, *_as_image(self.shape))
+        return self.sampler(raw).sample(n, seed)
+
+    def interpolate(self, rows: int, columns: int, seed: int = 0, raw: bool = False) -> Array:
+        """Samples along `rows` walks of `columns` steps between latents, row after row; otherwise as `sample`."""
+        return self.sampler(raw).interpolate(rows, columns, seed)
+
+    def sampler(self, raw: bool = False) -> Sampler:
+        """What draws from the averaged generator or, with `raw`, from the one that is trained."""
+        average = self.game.ema_generator
+        return self._sampler if raw or average is None else Sampler(average, self._sampler.latent)
 
     def config(self) -> dict[str, Any]:
         """All settings as numbers, texts, lists and dicts of them: what `config.toml` holds and `build` takes.
@@ -238,7 +270,7 @@ class GAN:
         described = {
             "seed": self.seed,
             "loss": game.loss.name,
-            "latent": self.latent,
+            "latent": self._sampler.latent,
             "ema": self.ema,
             "d_steps": game.d_steps,
             "update": game.update,
@@ -255,78 +287,67 @@ class GAN:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write all weights, averages, optimiser states and counters, with the settings, to a safetensors file."""
-        import json  # where it is used: not everyone who imports minigan writes a run
+        state.write(path, self.game.state(), {"config": self.config(), "step": self.game.steps})
 
-        state = self.game.state()
-        about = {"format": FORMAT, "config": self.config(), "environment": _environment()}
-        about["sha256"] = checkpoint.digest(state)
-        # One entry, because safetensors writes several in an order that changes from process to process.
-        checkpoint.save(path, state, {"minigan": json.dumps(about, sort_keys=True)})
+
+def _decisive(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that decide the bits of a run, however long it is and whatever is written of it."""
+    data = {key: config["data"][key] for key in ("shape", "dtype", "sha256")}
+    return {**config, "training": {"batch": config["training"]["batch"]}, "data": data}
+
+
+def _say(text: str) -> None:
+    report.say(f"minigan: note: {text}", error=True)
+
+
+def _newest(path: str | os.PathLike[str]) -> state.Found:
+    found = state.newest(path, _say)
+    if found is None:
+        raise CheckpointError(f"{os.fspath(path)}: has no checkpoint")
+    return found
 
 
 def restore(path: str | os.PathLike[str]) -> GAN:
-    """The GAN of a run folder, or of a file written by `GAN.save`, as it was then.
+    """The GAN of a run folder, by its newest checkpoint that is whole, or of a file written by `GAN.save`.
 
     Raises `CheckpointError` if the file is missing, damaged or not one of minigan's, or if something in its settings,
     such as a network, a loss or a schedule, is not of minigan itself (build that yourself and use `minigan.load`).
     """
-    import json
-
-    name = os.fspath(path)
-    name = os.path.join(name, WEIGHTS) if os.path.isdir(name) else name
-    arrays, metadata = checkpoint.load_all(name)
+    found = _newest(path)
     try:
-        about = json.loads(metadata["minigan"])
-        version, config = int(about["format"]), dict(about["config"])
-    except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
-        raise CheckpointError(f"{name}: has no settings of minigan in its header") from None
-    if version > FORMAT:
-        raise CheckpointError(
-            f"{name}: has format {version}, this minigan reads up to {FORMAT}: upgrade minigan"
-        )
-    if checkpoint.digest(arrays) != about.get("sha256"):
-        raise CheckpointError(f"{name}: is damaged: its arrays do not have the SHA-256 in its header")
-    try:
-        gan = build(config)
-        gan.game.load_state(arrays)
+        gan = build(found.about["config"], limit=sum(x.size for x in found.arrays.values()))
+        gan.game.load_state(found.arrays)
     except (ConfigError, CheckpointError) as error:
-        raise CheckpointError(f"{name}: {error}") from None
+        raise CheckpointError(f"{found.path}: {error}") from None
     return gan
 
 
-def _positive(**settings: int) -> None:
-    for name, value in settings.items():
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-            raise ConfigError(f"{name} is {value!r}: expected an integer from 1")
+def sampler(path: str | os.PathLike[str], raw: bool = False) -> Sampler:
+    """What draws from the generator of a run folder or file: its averaged weights or, with `raw`, the last ones.
+
+    Only the generator has to be one of minigan's; otherwise errors as for `restore`.
+    """
+    found = _newest(path)
+    part = "generator." if raw or not any(name.startswith("ema.") for name in found.arrays) else "ema."
+    arrays = {name.removeprefix(part): x for name, x in found.arrays.items() if name.startswith(part)}
+    try:
+        config = found.about["config"]
+        generator = settings.build_network(
+            config["generator"], limit=sum(x.size for x in found.arrays.values())
+        )
+        generator.load_state(arrays)
+        return Sampler(generator, config["latent"])
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{found.path}: its settings lack {error}") from None
+    except (ConfigError, CheckpointError) as error:
+        raise CheckpointError(f"{found.path}: {error}") from None
 
 
-def _as_image(shape: tuple[int, ...]) -> tuple[int, ...]:
-    if len(shape) > 1:
-        return shape
-    side = math.isqrt(shape[0])
-    return (side, side, 1) if side * side == shape[0] else (1, shape[0], 1)
-
-
-def _environment() -> dict[str, Any]:
-    """What the bits of a run depend on besides its settings."""
-    from importlib import metadata  # slow to import, and only needed where a file is written
-    from platform import machine, python_version
-
-    def version(package: str) -> str:
-        try:
-            return metadata.version(package)
-        except metadata.PackageNotFoundError:
-            return "none"
-
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    packages = {name: version(name) for name in ("minigan", "numpy", "numba")}
-    return {**packages, "python": python_version(), "machine": machine(), "cores": cores}
-
-
-def build(config: Mapping[str, Any]) -> GAN:
+def build(config: Mapping[str, Any], limit: int | None = None) -> GAN:
     """A new GAN with the settings that `GAN.config` gave. Names are looked up in minigan's own tables only.
 
-    Raises `ConfigError` for a name or setting that does not exist.
+    Raises `ConfigError` for a name or setting that does not exist, and for networks of more than `limit` weights,
+    before they are made.
 
     >>> import minigan as mg
     >>> from minigan.train import build
@@ -335,47 +356,4 @@ def build(config: Mapping[str, Any]) -> GAN:
     >>> build(gan.config()).config() == gan.config()
     True
     """
-    rest = {k: v for k, v in config.items() if k not in ("training", "data")}
-    try:
-        rest |= {who: settings.build_network(rest[who]) for who in ("generator", "discriminator")}
-        rest |= {who: settings.build_optimizer(rest[who]) for who in ("optimizer", "discriminator_optimizer")}
-        rest["penalty"] = [settings.build_penalty(penalty) for penalty in rest["penalty"]]
-        return GAN(**{"ema": None, **rest})
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"the settings of a GAN are incomplete or wrong: {error!r}") from None
-
-
-# Presets
-
-
-class Preset(NamedTuple):
-    """A data set with networks and settings that train on it: the article's networks, Adam falling to rate 0, R1."""
-
-    images: Callable[[], Array]
-    shape: tuple[int, ...]
-    steps: int
-    batch: int = 64
-    lr: float = 3e-3
-    decay_from: float = 0.5  # the part of the run after which the rates fall
-    gamma: float = 0.1
-    hidden: tuple[int, ...] = (128, 128)
-    latent: int = 100
-
-    def gan(self, *, steps: int, lr: float, seed: int) -> GAN:
-        """A new GAN with these settings; the rates reach 0 after `steps`."""
-        _positive(steps=steps)
-        return GAN(
-            models.mlp_generator(self.latent, self.hidden, self.shape, seed=seed),
-            models.mlp_discriminator(self.shape, self.hidden, seed=seed),
-            penalty=penalties.r1(self.gamma),
-            optimizer=Adam(optim.linear(lr, steps, begin=self.decay_from), b1=0.5),
-            seed=seed,
-        )
-
-
-PRESETS = {"digits": Preset(lambda: digits()[0], shape=(8, 8, 1), steps=6_000)}
-
-
-def preset(name: str) -> Preset:
-    """The preset of that name; `ConfigError` lists the names there are."""
-    return settings.named(PRESETS, "preset", name)  # type: ignore[no-any-return]
+    return GAN(**settings.arguments(config, limit))

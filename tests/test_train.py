@@ -1,7 +1,6 @@
 """Training: what a run writes, that it can be repeated and continued, and how good the digits are."""
 
 import json
-import os
 import sys
 import tomllib
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 from PIL import Image
 
 import minigan as mg
-from minigan import backend, folder, train
+from minigan import backend, loop, presets, sampling, train
 from minigan.checkpoint import digest
 
 IMAGES, LABELS = mg.data.digits()
@@ -31,7 +30,7 @@ def sha256(gan: mg.GAN) -> str:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[mg.GAN, Any, Path]:
     """A short run of the default preset with everything that it leaves."""
     out = tmp_path_factory.mktemp("runs") / "digits"
-    gan = train.preset("digits").gan(steps=300, lr=1e-3, seed=0)
+    gan = train.build(presets.config("digits", training={"steps": 300}, lr=1e-3))
     run = gan.fit(IMAGES, steps=300, batch=64, out=out, sample_every=128)
     return gan, run, out
 
@@ -40,7 +39,9 @@ def test_a_run_folder_is_complete(finished: tuple[mg.GAN, Any, Path]) -> None:
     _, run, out = finished
     files = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
     pictures = {f"samples/step_{step:06}.png" for step in (0, 128, 256, 300)}
-    assert files == {"config.toml", "metrics.jsonl", "curves.png", "checkpoints/final.safetensors"} | pictures
+    others = {"curves.png", "compare.png", "samples.gif", "report.html"}
+    saved = {f"checkpoints/step_{step:08}.safetensors" for step in (0, 300)}
+    assert files == {"config.toml", "metrics.jsonl", ".lock"} | pictures | others | saved
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert lines == run.records
     assert [line["step"] for line in lines] == list(range(10, 301, 10))
@@ -72,13 +73,13 @@ def test_samples_are_images(finished: tuple[mg.GAN, Any, Path]) -> None:
 def test_many_samples_are_made_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     gan = small()
     whole = gan.sample(10)
-    monkeypatch.setattr(train, "CHUNK", 4)
+    monkeypatch.setattr(sampling, "CHUNK", 4)
     assert np.allclose(gan.sample(10), whole, atol=1e-6)
 
 
 def test_a_run_comes_back_from_its_folder(finished: tuple[mg.GAN, Any, Path]) -> None:
     gan, _, out = finished
-    for path in (out, out / "checkpoints" / "final.safetensors"):
+    for path in (out, out / "checkpoints" / "step_00000300.safetensors"):
         again = train.restore(path)
         assert sha256(again) == sha256(gan)
         assert again.config() == gan.config()
@@ -120,7 +121,7 @@ def test_records_are_means() -> None:
     batches = mg.data.Batches(IMAGES, 16, mg.ops.Stream(0, "data"))
     metrics = [singles.step(batches) for _ in range(10)]
     (record,) = small().fit(IMAGES, steps=10, batch=16).records
-    for name in folder.LOGGED:
+    for name in loop.LOGGED:
         assert record[name] == pytest.approx(np.mean([m[name] for m in metrics]))
 
 
@@ -199,7 +200,7 @@ def test_networks_that_do_not_belong_together() -> None:
 
 def test_a_run_is_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "note").write_text("mine")
-    with pytest.raises(mg.ConfigError, match="not empty: runs are not overwritten"):
+    with pytest.raises(mg.ConfigError, match="not empty: runs do not overwrite anything"):
         small().fit(IMAGES, steps=1, out=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["note"]
     with pytest.raises(mg.ConfigError, match=r"note/run: cannot be made a run folder: Not a directory"):
@@ -208,14 +209,13 @@ def test_a_run_is_never_overwritten(tmp_path: Path) -> None:
 
 def test_divergence_ends_the_run_with_advice(tmp_path: Path) -> None:
     gan = small(optimizer=mg.optim.SGD(1e30))
-    with (
-        np.errstate(all="ignore"),
-        pytest.raises(mg.NonFiniteError, match=r"between steps 0 and 10: d_loss is"),
+    with pytest.raises(
+        mg.NonFiniteError, match=r"diverged at step \d+: generator: g_loss is nan; .*; try a lower"
     ):
         gan.fit(IMAGES, steps=100, batch=16, out=tmp_path / "run")
     assert (tmp_path / "run" / "config.toml").exists()
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == ""
-    assert os.listdir(tmp_path / "run" / "checkpoints") == []
+    assert train.restore(tmp_path / "run").game.steps == 0
 
 
 @pytest.mark.parametrize("missing", ["PIL.Image", "tomli_w"])
@@ -230,14 +230,12 @@ def test_missing_packages_show_before_training(
     gan.fit(IMAGES, steps=1)  # nothing is needed where nothing is written
 
 
-def test_without_matplotlib_there_are_no_curves(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_matplotlib_there_are_no_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    small().fit(IMAGES, steps=20, batch=8, out=tmp_path / "run")
-    printed = capsys.readouterr().err.splitlines()
-    assert len(printed) == 1 and 'pip install "minigan[plot]"' in printed[0]
-    assert (tmp_path / "run" / "checkpoints" / "final.safetensors").exists()
+    run = small().fit(IMAGES, steps=20, batch=8, out=tmp_path / "run")
+    (event,) = run.events
+    assert event["event"] == "no loss curves" and 'pip install "minigan[plot]"' in event["message"]
+    assert (tmp_path / "run" / "checkpoints" / "step_00000020.safetensors").exists()
     assert not (tmp_path / "run" / "curves.png").exists()
 
 
@@ -259,7 +257,7 @@ def test_networks_of_ones_own_train_but_are_not_rebuilt(tmp_path: Path) -> None:
     assert gan.sample(100).max() == 1  # clipped
     with pytest.raises(mg.CheckpointError, match="model 'custom' does not exist; there are mlp_generator"):
         train.restore(tmp_path / "run")
-    weights = mg.load(tmp_path / "run" / "checkpoints" / "final.safetensors")
+    weights = mg.load(tmp_path / "run" / "checkpoints" / "step_00000002.safetensors")
     assert np.array_equal(weights["generator.bias"], gan.game.generator.bias.numpy())
 
 
@@ -277,11 +275,11 @@ def test_checkpoints_that_are_not_ours(tmp_path: Path) -> None:
         with pytest.raises(mg.CheckpointError, match="has no settings of minigan"):
             train.restore(path)
     mg.save(path, {}, {"minigan": json.dumps({"format": 99, "config": config})})
-    with pytest.raises(mg.CheckpointError, match="format 99, this minigan reads up to 1"):
+    with pytest.raises(mg.CheckpointError, match="format 99, this minigan reads up to 2"):
         train.restore(path)
     about = {"format": 1, "config": config, "sha256": digest({"x": np.zeros(1)})}
     mg.save(path, {"x": np.zeros(1)}, {"minigan": json.dumps(about)})
-    with pytest.raises(mg.CheckpointError, match=r"a\.safetensors: the arrays do not fit: .*missing"):
+    with pytest.raises(mg.CheckpointError, match=r"a\.safetensors: the network has more weights than 2"):
         train.restore(path)
     mg.save(path, {"x": np.zeros(1)}, {"minigan": json.dumps({"format": float("inf"), "config": config})})
     with pytest.raises(mg.CheckpointError, match="has no settings of minigan"):
@@ -293,7 +291,7 @@ def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
     small().save(path)
     whole = path.read_bytes()
     path.write_bytes(whole[:-100] + bytes([whole[-100] ^ 1]) + whole[-99:])
-    with pytest.raises(mg.CheckpointError, match="is damaged: its arrays do not have the SHA-256"):
+    with pytest.raises(mg.CheckpointError, match="does not have its SHA-256"):
         train.restore(path)
 
 
@@ -335,8 +333,8 @@ def test_a_tanh_generator_is_known_by_itself_not_by_its_settings() -> None:
         ({"loss": "hinges"}, "'hinges' does not exist; there are"),
         ({"generator": {"model": "os.system"}}, "model 'os.system' does not exist"),
         ({"generator": {"model": "mlp_generator", "init": "eval"}}, "initialiser 'eval' does not exist"),
-        ({"generator": {}}, "incomplete or wrong: KeyError"),
-        ({"generator": 3}, "incomplete or wrong"),
+        ({"generator": {}}, "expected a table with 'model'"),
+        ({"generator": 3}, "is 3: expected a table"),
         ({"optimizer": {"name": "Adam", "lr": {"name": "custom"}}}, "schedule 'custom' does not exist"),
         ({"optimizer": {"name": "Adma", "lr": 1}}, "optimizer 'Adma' does not exist; there are SGD"),
         ({"optimizer": {"name": "Adam", "lr": -1.0}}, "lr is -1"),
@@ -348,11 +346,6 @@ def test_a_tanh_generator_is_known_by_itself_not_by_its_settings() -> None:
 def test_settings_that_do_not_exist(change: dict[str, Any], message: str) -> None:
     with pytest.raises(mg.ConfigError, match=message):
         train.build(small().config() | change)
-
-
-def test_presets_are_named() -> None:
-    with pytest.raises(mg.ConfigError, match="preset 'digit' does not exist; there are digits"):
-        train.preset("digit")
 
 
 # How good the digits are
@@ -392,9 +385,9 @@ def test_the_measure_knows_copies_averages_and_noise() -> None:
 
 @pytest.mark.slow
 def test_the_default_run_makes_digits() -> None:
-    chosen = train.preset("digits")
-    gan = chosen.gan(steps=chosen.steps, lr=chosen.lr, seed=0)
-    gan.fit(chosen.images(), steps=chosen.steps, batch=chosen.batch)
+    config = presets.config("digits")
+    gan = train.build(config)
+    gan.fit(IMAGES, steps=config["training"]["steps"], batch=config["training"]["batch"])
     found = quality(gan.sample(2000, seed=1))
     assert found["smallest class"] >= 0.05, found
     assert found["coverage"] >= 0.85, found

@@ -1,0 +1,345 @@
+"""The loop of a training run: steps, and between them what is logged, drawn, saved, and done when something goes wrong.
+
+A run is a pure function of its settings and data: every random number comes from a counter, so a run that goes on from
+a checkpoint makes the bits of one that was never interrupted.
+"""
+
+import math
+import os
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from minigan import pictures, state
+from minigan.backend import Array
+from minigan.data import Batches
+from minigan.errors import CheckpointError, NonFiniteError
+from minigan.folder import EVENTS, RunFolder, read_lines
+from minigan.game import Game
+from minigan.guard import RATE_FACTOR, Guard, Watch
+from minigan.metrics import sliced_wasserstein
+from minigan.ops import sigmoid
+from minigan.report import Progress, Record
+from minigan.sampling import Sampler
+from minigan.tape import no_grad
+from minigan.tensor import asarray
+
+LOGGED = ("d_loss", "g_loss", "penalty", "d_real", "d_fake")
+LOG_EVERY = 10  # steps that one record is the mean of
+GRID, BESIDE = 100, 49  # samples in a picture, and of each kind in one of real beside generated
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Trainable(Protocol):
+    """What the loop needs of a GAN."""
+
+    game: Game
+    seed: int
+
+    def step(self, batches: Batches) -> dict[str, float]:
+        """One round of the game."""
+
+    def sampler(self, raw: bool = False) -> Sampler:
+        """What draws from the generator."""
+
+
+class Plan(NamedTuple):
+    """The settings of a run besides those of its game, as `GAN.fit` has them."""
+
+    steps: int
+    batch: int
+    sample_every: int
+    save_every: int
+    on_nonfinite: str
+    max_faults: int
+    first_step: int
+
+    @property
+    def stop(self) -> int:
+        """The step at which the run is complete."""
+        return self.first_step + self.steps
+
+
+class _Stops:
+    """The signal that has asked the run to end, or 0."""
+
+    number = 0
+
+
+@contextmanager
+def stopping() -> Iterator[_Stops]:
+    """Turn SIGINT and SIGTERM into a flag in the block; a second signal ends the process at once.
+
+    Only in the main thread, and not where a signal is ignored or has a handler of the caller's own.
+    """
+    stops = _Stops()
+
+    def handle(number: int, frame: Any) -> None:
+        if stops.number:
+            if sys.stdout is not None and sys.stdout.isatty():
+                os.write(sys.stdout.fileno(), b"\x1b[?25h")  # a progress bar hides the cursor
+            os._exit(128 + number)
+        stops.number = number
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+                before[number] = signal.signal(number, handle)
+    try:
+        yield stops
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Log:
+    """Means over the steps between two records."""
+
+    def __init__(self, start: int, seconds: float = 0.0) -> None:
+        self.begun = time.perf_counter() - seconds
+        self.rows: list[dict[str, float]] = []
+        # When the last records were made: the speed is measured over these, so that compiling is soon forgotten.
+        self.times = deque([(time.perf_counter(), start)], maxlen=20)
+
+    def record(self, step: int) -> Record:
+        """The means of the rows since the last record."""
+        means = {name: math.fsum(row[name] for row in self.rows) / len(self.rows) for name in LOGGED}
+        self.rows.clear()
+        now = time.perf_counter()
+        since, first = self.times[0]
+        self.times.append((now, step))
+        speed = (step - first) / max(now - since, 1e-9)
+        return {
+            "step": step,
+            **means,
+            "seconds": round(now - self.begun, 3),
+            "steps_per_second": round(speed, 3),
+        }
+
+
+class Loop:
+    """A run that is going on.
+
+    Args:
+        gan: what is trained.
+        batches: on which batches.
+        compared: some of the data, floats (N, ...), for pictures and the distance to it.
+        plan: for how long, and how often what is done.
+        config: all settings, for the checkpoints.
+        folder: where it is written, or `None`.
+        shown: where it is shown.
+    """
+
+    def __init__(
+        self,
+        gan: Trainable,
+        batches: Batches,
+        compared: Array,
+        plan: Plan,
+        config: Mapping[str, Any],
+        folder: RunFolder | None,
+        shown: Progress,
+    ) -> None:
+        self.gan, self.batches, self.compared = gan, batches, compared
+        self.plan, self.config = plan, config
+        self.folder, self.shown = folder, shown
+        self.guard, self.watch = Guard(plan.on_nonfinite, plan.max_faults), Watch()
+        self.records: list[Record] = []
+        self.events: list[dict[str, Any]] = []
+        self.log = Log(gan.game.steps)
+        self.saved = ""  # the last checkpoint
+        if folder:
+            folder.note = self.tell
+        self.resumed = False
+
+    def resume(self, found: state.Found, records: list[Record], notes: Sequence[str]) -> None:
+        """Go on from a checkpoint, in a GAN that has its arrays; `records` are those up to it."""
+        about, path = found.about, found.path
+        self.resumed, self.saved, self.records = True, path, records
+        self.guard.faults = int(about.get("faults", 0))
+        self.log = Log(self.gan.game.steps, float(records[-1].get("seconds", 0)) if records else 0.0)
+        self.log.rows = [dict(row) for row in about.get("rows", [])]
+        for record in records:  # what it warned of before is not told again
+            self.watch.see(record)
+        for note in notes:
+            self.tell("damaged checkpoint", note)
+        other = state.differences(about.get("environment", {}), state.environment())
+        if other:
+            self.tell("environment", f"the bits of the run may change where it goes on: {'; '.join(other)}")
+        self.tell("resumed", f"resumed from {path}")
+
+    def run(self) -> None:
+        """Train to the last step.
+
+        A signal ends the run after its step, with a checkpoint: SIGINT by `KeyboardInterrupt`, SIGTERM by
+        `SystemExit(143)`, each with a text that says where the run can go on.
+        """
+        game = self.gan.game
+        if not self.resumed:
+            self._draw_samples()
+            self._save(None, required=True)  # a folder that cannot take one is found before the first step
+        self.good = self._last_good()
+        with stopping() as stops:
+            while game.steps < self.plan.stop and not stops.number:
+                self._advance()
+            if stops.number:
+                self._end_early(stops.number)
+        if not self.saved:
+            self._save(None, required=True)
+        if self.folder:
+            self._draw_summary(self.folder)
+
+    def tell(self, kind: str, text: str) -> None:
+        """Note an event: for the caller, in the folder, and where the run is shown."""
+        event = {"step": self.gan.game.steps, "event": kind, "message": text}
+        self.events.append(event)
+        self.shown.note(text if text.startswith("step") else f"step {event['step']}: {text}")
+        if self.folder:
+            self.folder.event(event)
+
+    def _advance(self) -> None:
+        game = self.gan.game
+        self.saved = ""
+        try:
+            metrics = self.gan.step(self.batches)
+            if self._due(self.plan.save_every):
+                game.require_finite()  # what the last update made is not looked at by the step itself
+            self.log.rows.append(metrics)
+        except NonFiniteError as error:
+            if self.guard.answer(error) == "rollback":
+                self._roll_back(error)
+                return
+            game.skip()
+            self.tell("skipped", f"{error}: it is skipped ({self.guard.faults} of {self.guard.limit})")
+        due = self._due(self.plan.save_every)
+        quality = self._distance() if due and self.folder else None
+        # The record goes before the checkpoint: a run that goes on from this does not make it again.
+        if self.log.rows and self._due(LOG_EVERY):
+            record = self.log.record(game.steps)
+            if quality is not None:
+                record["sliced_wasserstein"] = quality
+            self.records.append(record)
+            self.shown.update(record)
+            if self.folder:
+                self.folder.record(record)
+            for kind, text in self.watch.see(record):
+                self.tell(kind, text)
+        if due:
+            self._save(quality)
+            self.good = self._last_good()
+        if self._due(self.plan.sample_every):
+            self._draw_samples()
+
+    def _due(self, every: int) -> bool:
+        step = self.gan.game.steps
+        return (step - self.plan.first_step) % every == 0 or step == self.plan.stop
+
+    # Checkpoints
+
+    def _save(self, quality: float | None, required: bool = False) -> None:
+        """Write a checkpoint; the run goes on without, unless it is `required`."""
+        if self.folder is None:
+            return
+        about = {"config": self.config, "step": self.gan.game.steps, "quality": quality}
+        about |= {"rows": self.log.rows, "faults": self.guard.faults}
+        try:
+            self.saved = self.folder.keep(self.gan.game.state(), about)
+        except CheckpointError as error:
+            if required:
+                raise
+            self.tell("no checkpoint", str(error))
+
+    def _distance(self) -> float | None:
+        """The sliced Wasserstein distance of samples to data, in pixels or the points' unit."""
+        real = self.compared
+        made = self.gan.sampler().sample(len(real), self.gan.seed).reshape(real.shape)
+        distance = sliced_wasserstein(real, made)
+        return distance if math.isfinite(distance) else None
+
+    def _last_good(self) -> tuple[dict[str, Array], list[dict[str, float]]] | None:
+        """The state that a rollback goes back to: that of the last checkpoint due, interrupted or not."""
+        if self.guard.policy != "rollback":
+            return None
+        if self.folder and not self._due(self.plan.save_every):
+            for about, path in state.candidates(self.folder.path, lambda text: None):
+                if (about["step"] - self.plan.first_step) % self.plan.save_every == 0:
+                    return state.read(path)[0], about["rows"]
+        return self.gan.game.state(), list(self.log.rows)
+
+    def _roll_back(self, error: NonFiniteError) -> None:
+        game = self.gan.game
+        arrays, rows = self.good or (game.state(), [])
+        scale = game.rate_scale * RATE_FACTOR
+        self.tell(
+            "rollback",
+            f"{error}: back to step {int(arrays['step']):,}, learning rates times {scale:g}"
+            f" ({self.guard.faults} of {self.guard.limit})",
+        )
+        game.load_state({**arrays, "rate_scale": np.array(scale)})
+        self.log.rows = list(rows)
+        self.records = [record for record in self.records if record["step"] <= game.steps]
+        if self.folder:
+            self.folder.rewind(game.steps)
+
+    def _end_early(self, number: int) -> None:
+        if not self.saved:
+            self._save(None)
+        where = f"the checkpoint {self.saved} goes on from there" if self.saved else "nothing of it is saved"
+        text = f"stopped by {signal.Signals(number).name} after step {self.gan.game.steps:,}; {where}"
+        self.tell("stopped", text)
+        if number == signal.SIGTERM:
+            raise SystemExit(128 + number)
+        raise KeyboardInterrupt(text)
+
+    # Pictures
+
+    def _draw_samples(self) -> None:
+        if self.folder is None:
+            return
+        sampler, step = self.gan.sampler(), self.gan.game.steps
+        name = self.folder.samples(step)
+        if sampler.points:
+            made = sampler.sample(len(self.compared), self.gan.seed)
+            self.folder.draw("pictures", pictures.points_plot, name, self.compared, made, self._judge)
+        else:
+            grid = pictures.image_grid(sampler.sample(GRID, self.gan.seed))
+            self.folder.draw("pictures", pictures.save_png, name, grid)
+
+    def _judge(self, points: Array) -> Array:
+        """The discriminator's probability that points are real, (N, P) to (N,)."""
+        with no_grad():
+            logits = self.gan.game.discriminator(asarray(points.astype(self.compared.dtype)))
+            return sigmoid(logits).numpy()[:, 0]
+
+    def _draw_summary(self, folder: RunFolder) -> None:
+        """What is drawn once, at the end."""
+        folder.draw("animation", pictures.save_gif, "samples.gif", folder.all_samples())
+        if not self.gan.sampler().points:
+            made = self.gan.sampler().sample(BESIDE, self.gan.seed)
+            real = self.compared[:BESIDE].reshape(-1, *made.shape[1:])
+            folder.draw(
+                "comparison",
+                lambda path: pictures.save_png(path, pictures.side_by_side(real, made[: len(real)])),
+                "compare.png",
+            )
+        if self.records:
+            folder.draw("loss curves", pictures.loss_curves, "curves.png", self.records)
+        last = {name: f"{value:.4g}" for name, value in self.records[-1].items()} if self.records else {}
+        shown = [
+            (folder.samples(self.gan.game.steps), "Samples after the last step"),
+            ("compare.png", "Real samples beside generated ones"),
+            ("curves.png", "Losses, and the mean output of the discriminator"),
+            ("samples.gif", "The same latents at every picture of the run"),
+        ]
+        tables = {"The last record": last, "Settings": state.flat(self.config)}
+        events = [f"step {event['step']:,}: {event['message']}" for event in read_lines(folder.file(EVENTS))]
+        title = f"minigan: {os.path.basename(os.path.abspath(folder.path))}"
+        folder.draw("report", pictures.write_html, "report.html", title, tables, shown, events)

@@ -1,0 +1,108 @@
+"""Samples from a generator: from a seed to latents, and from these to images or points."""
+
+import math
+
+import numpy as np
+
+from minigan.backend import Array
+from minigan.errors import ConfigError
+from minigan.nn import Module
+from minigan.ops.random import Stream
+from minigan.tape import no_grad
+from minigan.tensor import Tensor
+
+LATENTS = ("uniform", "normal")
+CHUNK = 4096  # samples made at a time, so that the memory of the layers does not grow with their number
+
+
+def positive(**settings: int) -> None:
+    """Raise `ConfigError` unless every setting is an integer from 1."""
+    for name, value in settings.items():
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+            raise ConfigError(f"{name} is {value!r}: expected an integer from 1")
+
+
+class Sampler:
+    """A generator with the distribution of its latents.
+
+    Args:
+        generator: from latents (N, latent) to samples (N, *shape); `latent` and `shape` are attributes of it, and
+            `bounds` may say between which values a sample lies.
+        latent: what latents are drawn from, "uniform" in (-1, 1) or "normal" (0, 1).
+
+    Attributes:
+        points: samples are points of any value, as those of a generator without a last activation whose shape is
+            flat; otherwise they are images.
+
+    >>> import minigan as mg
+    >>> from minigan.sampling import Sampler
+    >>> sampler = Sampler(mg.models.mlp_generator(8, (16,), (8, 8, 1)))
+    >>> sampler.sample(3).shape, sampler.interpolate(rows=2, columns=5).shape
+    ((3, 8, 8, 1), (10, 8, 8, 1))
+    """
+
+    def __init__(self, generator: Module, latent: str = "uniform") -> None:
+        if latent not in LATENTS:
+            raise ConfigError(f"latent {latent!r} does not exist; there are {', '.join(LATENTS)}")
+        if not all(hasattr(generator, name) for name in ("latent", "shape")):
+            raise ConfigError("the generator needs attributes: latent, a number, and shape, of one sample")
+        self.generator, self.latent = generator, latent
+        self.shape: tuple[int, ...] = tuple(getattr(generator, "shape", ()))
+        self.latents = (int(getattr(generator, "latent", 0)),)
+        self.dtype = next((p.dtype for p in generator.parameters().values()), np.dtype(np.float32))
+        bounds = getattr(generator, "bounds", (0.0, 1.0))
+        self.points = len(self.shape) == 1 and bounds is None
+        # Samples of a tanh lie in (-1, 1), images in [0, 1]: x ↦ 2 x - 1 takes the one to the other.
+        self.signed = bounds == (-1.0, 1.0)
+
+    def draw(self, stream: Stream, count: int) -> Tensor:
+        """Latents, (count, latent)."""
+        shape = (count, *self.latents)
+        if self.latent == "normal":
+            return stream.normal(shape, dtype=self.dtype)
+        return stream.uniform(shape, -1.0, 1.0, dtype=self.dtype)
+
+    def sample(self, n: int, seed: int = 0) -> Array:
+        """`n` samples, as `GAN.sample` gives them."""
+        positive(n=n)
+        return self._generate(self.draw(Stream(seed, "sample"), n).numpy())
+
+    def interpolate(self, rows: int, columns: int, seed: int = 0) -> Array:
+        """Samples along `rows` walks of `columns` steps, each from one latent to another, row after row.
+
+        The walks are straight for uniform latents. For normal ones they keep to the sphere on which these lie: at t
+        between a and b, (sin((1-t) ω) a + sin(t ω) b) / sin ω with ω the angle between them (White 2016, "Sampling
+        generative networks", §2.1).
+        """
+        positive(rows=rows, columns=columns)
+        ends = self.draw(Stream(seed, "sample"), 2 * rows).numpy().astype(np.float64)
+        start, end = ends[0::2, None], ends[1::2, None]
+        t = np.linspace(0, 1, columns)[:, None]
+        from_start, from_end = 1 - t, t
+        if self.latent == "normal":
+            lengths = np.linalg.norm(start, axis=-1) * np.linalg.norm(end, axis=-1)
+            angle = np.arccos(np.clip((start * end).sum(-1) / lengths, -1, 1))[..., None]
+            curved = np.sin(angle) > 1e-6  # in one dimension the sphere is two points
+            sine = np.where(curved, np.sin(angle), 1.0)
+            from_start = np.where(curved, np.sin((1 - t) * angle) / sine, 1 - t)
+            from_end = np.where(curved, np.sin(t * angle) / sine, t)
+        walk = from_start * start + from_end * end
+        return self._generate(walk.reshape(-1, *self.latents).astype(self.dtype))
+
+    def _generate(self, latents: Array) -> Array:
+        with no_grad():
+            parts = [
+                self.generator(Tensor(latents[i : i + CHUNK])).numpy() for i in range(0, len(latents), CHUNK)
+            ]
+        samples = np.concatenate(parts).astype(np.float32, copy=False)
+        if self.points:
+            return samples
+        samples = samples * 0.5 + 0.5 if self.signed else samples
+        return np.clip(samples, 0, 1).reshape(len(latents), *_as_image(self.shape))
+
+
+def _as_image(shape: tuple[int, ...]) -> tuple[int, ...]:
+    if len(shape) > 1:
+        return shape
+    side = math.isqrt(shape[0])
+    return (side, side, 1) if side * side == shape[0] else (1, shape[0], 1)
