@@ -1,18 +1,20 @@
-"""The command line: `minigan train` and `minigan sample`."""
+"""The command line: `minigan train`, `sample`, `inspect` and `data`."""
 
+import contextlib
 import os
-import signal
+import re
+import shlex
 import sys
-import threading
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 import numpy as np
 import typer
+from typer.core import TyperGroup
 
-from minigan import __version__, checkpoint
+from minigan import __version__, backend, checkpoint, data, folder, presets, report, settings, state
 from minigan.errors import (
     CheckpointError,
     ConfigError,
@@ -21,30 +23,54 @@ from minigan.errors import (
     MiniganError,
     NonFiniteError,
 )
-from minigan.folder import WEIGHTS, needed
-from minigan.pictures import image_grid, save_png
+from minigan.extras import needs
+from minigan.files import replacing
+from minigan.guard import POLICIES
+from minigan.pictures import image_grid, points_plot, save_png
 from minigan.report import say
-from minigan.train import PRESETS, preset as find_preset, restore
+from minigan.train import build, sampler
 
 EXITS = ((ConfigError, 2), (DataError, 3), (CheckpointError, 4), (NonFiniteError, 5), (DeviceError, 7))
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+COLUMNS = 8  # of a walk between two latents
+LAST = 10  # events that are listed
 
+
+class Commands(TyperGroup):
+    """Commands that Ctrl-C ends with a line of our own."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command; gives its exit code."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            return _fail("stopped by SIGINT", 130)
+
+
+HELP = "Train generative adversarial networks, and draw samples from them."
 app = typer.Typer(
-    help="Train generative adversarial networks, and draw samples from them.",
-    no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    cls=Commands, help=HELP, no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]}
 )
+sets = typer.Typer(help="Data sets with a name: list them, download their files.", no_args_is_help=True)
+app.add_typer(sets, name="data")
+
+
+def _among(names: Iterable[str]) -> Callable[[str], list[str]]:
+    """For the shell: the names that begin as what is typed."""
+    return lambda incomplete: [name for name in names if name.startswith(incomplete)]
+
+
+def _option(help: str, *names: str, least: int | None = None, **more: Any) -> Any:
+    return typer.Option(*names, help=help, min=least, **more)
+
+
+def _choice(help: str, names: Sequence[str]) -> Any:
+    return typer.Option(help=help, metavar="|".join(names), autocompletion=_among(names))
+
 
 # `main` looks for it itself, because errors before a command begins obey it too; here it is for the help.
 Debug = Annotated[bool, typer.Option("--debug", help="On an error, print the traceback.")]
-
-
-class Stopped(BaseException):
-    """A signal that ends the program; `where` says what it leaves behind."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number, self.where = number, ""
+DataDir = Annotated[str | None, typer.Option(help="Where the files of data sets with a name are.")]
+Run = Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT", help="A run folder, or a checkpoint file.")]
 
 
 def _show_version(wanted: bool) -> None:
@@ -53,115 +79,317 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(help=HELP)
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+        bool, _option("Print the version.", "--version", callback=_show_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Train generative adversarial networks, and draw samples from them."""
+    pass
 
 
 @app.command()
 def train(
-    preset: Annotated[str, typer.Argument(help=f"One of: {', '.join(PRESETS)}.")] = "digits",
-    steps: Annotated[
-        int | None, typer.Option(min=1, help="Steps of both players; default: the preset's.")
-    ] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Images in a step; default: the preset's.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of all random numbers; the same seed, the same run.")] = 0,
-    lr: Annotated[
-        float | None, typer.Option(help="Learning rate at the start; default: the preset's.")
-    ] = None,
-    out: Annotated[
+    preset: Annotated[
         str | None,
-        typer.Option(help="New folder for the run; default: runs/PRESET, or runs/PRESET-2 and so on"),
+        typer.Argument(
+            metavar="PRESET|RUN.TOML",
+            help=f"{', '.join(presets.PRESETS)}, or a file of settings. Default: digits, or images with --data.",
+            autocompletion=_among(presets.PRESETS),
+        ),
     ] = None,
-    sample_every: Annotated[int, typer.Option(min=1, help="Steps between two pictures.")] = 1000,
+    source: Annotated[
+        str | None, _option("A .npy, .npz or IDX file, a folder of PNGs, or a data set.", "--data")
+    ] = None,
+    data_dir: DataDir = None,
+    size: Annotated[int | None, _option("Height and width to give to PNGs.", least=1)] = None,
+    channels: Annotated[int | None, _option("To give to PNGs: 1 for grey, 3 for colours.")] = None,
+    steps: Annotated[int | None, _option("Steps of both players.", least=1)] = None,
+    batch: Annotated[int | None, _option("Samples in a step.", least=1)] = None,
+    seed: Annotated[
+        int | None, _option("Of all random numbers; the same seed, the same run.", least=0)
+    ] = None,
+    lr: Annotated[float | None, _option("Learning rate of both players at the start.")] = None,
+    out: Annotated[
+        str | None, _option("New folder of the run. Default: runs/PRESET, or runs/PRESET-2 and so on.")
+    ] = None,
+    resume: Annotated[
+        str | None,
+        _option("Go on with a run; auto: with the one in --out, if there is one.", metavar="RUN|auto"),
+    ] = None,
+    device: Annotated[str, _choice("Where to compute.", ("auto", "cpu", "cuda"))] = "auto",
+    sample_every: Annotated[int | None, _option("Steps between two pictures.", least=1)] = None,
+    save_every: Annotated[int | None, _option("Steps between two checkpoints.", least=1)] = None,
+    on_nonfinite: Annotated[str | None, _choice("What follows a NaN or an infinity.", POLICIES)] = None,
     debug: Debug = False,
-) -> None:
-    """Train a GAN. Its pictures, curves, metrics and weights go to a run folder."""
-    chosen = find_preset(preset)
-    steps, batch = steps or chosen.steps, batch or chosen.batch
-    gan = chosen.gan(steps=steps, lr=chosen.lr if lr is None else lr, seed=seed)
-    images = chosen.images()
-    needed()  # before a folder is made
-    out = out or _new_folder(preset)
-    say(f"{preset}: {len(images):,} images, {steps:,} steps of batch {batch}, seed {seed}; run folder {out}")
-    try:
-        run = gan.fit(
-            images, steps=steps, batch=batch, out=out, progress=True, sample_every=sample_every, source=preset
+) -> int:
+    """Train a GAN. Pictures, curves, metrics and weights go to a run folder; what is not given is as in the preset."""
+    backend.device_name(None if device == "auto" else device)
+    name, table = _settings(preset, out, resume, source)
+    plan: dict[str, Any] = {"steps": steps, "batch": batch, "on_nonfinite": on_nonfinite}
+    plan |= {"sample_every": sample_every, "save_every": save_every}
+    where = _given({"source": source, "data_dir": data_dir, "size": size, "channels": channels})
+    changes: dict[str, Any] = {"training": _given(plan), "data": where, "seed": seed, "lr": lr}
+    config = presets.adjusted(table, **changes)
+    # As given: settings hold texts, and a path need not be one.
+    found = _read(name, {key: config["data"].get(key) for key in presets.SOURCE} | where)
+    if table == presets.table("images") and found.samples.ndim == 2:
+        name, table = "points", presets.table("points")
+    config = presets.adjusted(table, **changes, shape=found.samples.shape[1:])
+    if not resume:
+        _check_repeated(name, config, found)
+    gan, training = build(config), config["training"]
+    folder.needed()  # before a folder is made
+    with _run_folder(name, out, resume) as path:
+        before = _step(path) if resume else None
+        say(
+            f"{name}: {len(found.samples):,} samples, {training['steps']:,} steps of batch {training['batch']},"
+            f" seed {config['seed']}; run folder {path}"
         )
-    except Stopped as stop:
-        stop.where = f" after step {gan.game.steps:,}; what was written is in {out}"
-        raise
-    say(f"trained {steps:,} steps in {run.seconds:.1f} s")
-    say(f"  samples  {os.path.join(out, 'samples', f'step_{gan.game.steps:06}.png')}")
-    if os.path.exists(curves := os.path.join(out, "curves.png")):
-        say(f"  curves   {curves}")
-    say(f"  weights  {os.path.join(out, WEIGHTS)}")
-    weights = {
-        k: v for k, v in gan.game.state().items() if k.startswith(("generator.", "discriminator.", "ema."))
-    }
+        try:
+            run = gan.fit(
+                found.samples,
+                **{key: value for key, value in training.items() if key != "first_step"},
+                out=path,
+                resume=bool(resume),
+                progress=True,
+                source=_absolute({key: config["data"].get(key) for key in presets.SOURCE}),
+            )
+        except (KeyboardInterrupt, SystemExit) as stop:
+            signal, code = ("SIGINT", 130) if isinstance(stop, KeyboardInterrupt) else ("SIGTERM", 143)
+            hint = f"; it goes on with: minigan train --resume {shlex.quote(path)}"
+            saved = _step(path) is not None
+            return _fail(f"stopped by {signal} after step {gan.game.steps:,}{hint if saved else ''}", code)
+    if before == gan.game.steps:
+        say(f"the run was finished before, at step {before:,}")
+    else:
+        say(f"trained {gan.game.steps - (before or 0):,} steps in {run.seconds:.1f} s")
+    for file in (f"samples/step_{gan.game.steps:06}.png", "curves.png", "events.jsonl", "report.html"):
+        if os.path.exists(each := os.path.join(path, file)):
+            say(f"  {re.split('[/.]', file)[0]:8} {each}")
+    say(f"  weights  {state.candidates(path, lambda note: None)[0][1]}")
+    kinds = ("generator.", "discriminator.", "ema.")
+    weights = {key: x for key, x in gan.game.state().items() if key.startswith(kinds)}
     say(f"  SHA-256  {checkpoint.digest(weights)} (of all parameters)")
-    say(f"More samples: minigan sample {out} -n 64 --seed 1 --out more.png")
+    say(f"More samples: minigan sample {shlex.quote(path)} -n 64 --seed 1 --out more.png")
+    return 0
+
+
+def _given(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _settings(
+    preset: str | None, out: str | None, resume: str | None, source: str | None
+) -> tuple[str, dict[str, Any]]:
+    """A name for the run, and its configuration before the options change it."""
+    if resume and resume != "auto":
+        if preset is not None or out is not None:
+            raise ConfigError(
+                f"--resume {resume} has its own settings and folder: leave out {preset or '--out'}"
+            )
+        if not os.path.isdir(resume):
+            raise ConfigError(f"--resume {resume}: there is no such folder")
+        return os.path.basename(os.path.abspath(resume)), presets.read(resume)
+    name = preset or ("images" if source else "digits")
+    if name in presets.PRESETS or not (name.endswith(".toml") or os.path.exists(name)):
+        return name, presets.table(name)
+    path = os.path.abspath(name)
+    path = os.path.dirname(path) if os.path.basename(path) == folder.CONFIG else path.removesuffix(".toml")
+    return os.path.basename(path), presets.read(name)
+
+
+def _read(name: str, where: Mapping[str, Any]) -> data.DataSet:
+    if not where["source"]:
+        raise ConfigError(f"{name} has no data of its own: give it with --data")
+    return data.read(**where)
+
+
+def _absolute(where: Mapping[str, Any]) -> dict[str, Any]:
+    """Where data is, for the settings of a run that may be resumed elsewhere."""
+    paths = {key: where[key] for key in ("source", "data_dir") if where[key] not in (None, *data.SETS)}
+    return _given({**where, **{key: os.path.abspath(path) for key, path in paths.items()}})
+
+
+def _check_repeated(name: str, config: Mapping[str, Any], found: data.DataSet) -> None:
+    """Whether settings that are those of a run, if so, give the same run again."""
+    if step := config["training"]["first_step"]:
+        raise ConfigError(
+            f"{name}: a run that began at step {step:,} is not repeated from its settings alone"
+        )
+    if config["data"].get("sha256") not in (None, checkpoint.digest({"images": found.samples})):
+        raise DataError(f"{found.name}: is not the data of these settings, which name its SHA-256")
+
+
+@contextlib.contextmanager
+def _run_folder(name: str, out: str | None, resume: str | None) -> Iterator[str]:
+    """The folder for the run; a new one is made, and goes again if nothing has been written to it."""
+    if out or resume:
+        yield out or (os.path.join("runs", name) if resume == "auto" else str(resume))
+        return
+    path = _new_folder(name)
+    try:
+        yield path
+    finally:
+        with contextlib.suppress(OSError):
+            os.rmdir(path)
 
 
 def _new_folder(name: str) -> str:
     """Make runs/NAME, or the first of runs/NAME-2, runs/NAME-3 and so on that is not there."""
     number = 1
     while True:
-        folder = os.path.join("runs", name if number == 1 else f"{name}-{number}")
+        path = os.path.join("runs", name if number == 1 else f"{name}-{number}")
         try:
-            os.makedirs(folder)
-            return folder
+            os.makedirs(path)
+            return path
         except FileExistsError:
             number += 1
         except OSError as error:
-            raise ConfigError(f"{folder}: cannot be made a run folder: {error.strerror}") from None
+            raise ConfigError(f"{path}: cannot be made a run folder: {error.strerror}") from None
+
+
+def _step(path: str) -> int | None:
+    """The step of the newest checkpoint of a run; `None` if there is none."""
+    with contextlib.suppress(CheckpointError):
+        found = state.candidates(path, lambda note: None)
+        return found[0][0]["step"] if found else None
+    return None
 
 
 @app.command()
 def sample(
-    run: Annotated[str, typer.Argument(help="A run folder, or a checkpoint file.")],
-    n: Annotated[int, typer.Option("-n", min=1, help="How many samples.")] = 64,
-    seed: Annotated[int, typer.Option(min=0, help="Of the latents.")] = 0,
-    out: Annotated[str, typer.Option(help=".png: a grid; .npz: the array `samples`.")] = "samples.png",
-    raw: Annotated[bool, typer.Option("--raw", help="Use the last weights, not their average.")] = False,
+    run: Run,
+    n: Annotated[int, _option("How many samples.", "-n", least=1)] = 64,
+    seed: Annotated[int, _option("Of the latents.", least=0)] = 0,
+    out: Annotated[
+        str, _option(".png: a grid, or a plot of points; .npz: the array `samples`.")
+    ] = "samples.png",
+    raw: Annotated[bool, _option("Use the last weights, not their average.", "--raw")] = False,
+    interpolate: Annotated[
+        bool, _option(f"In rows of {COLUMNS}, each from one latent to another.", "--interpolate")
+    ] = False,
     debug: Debug = False,
 ) -> None:
-    """Draw samples from a trained generator: N,H,W,C in [0, 1]."""
+    """Draw samples from a trained generator: images (N, H, W, C) in [0, 1], or points (N, P)."""
     suffix = os.path.splitext(out)[1].lower()
     if suffix not in (".png", ".npz"):
-        raise ConfigError(f"--out {out}: expected a name that ends in .png (a grid) or .npz (an array)")
+        raise ConfigError(f"--out {out}: expected a name that ends in .png (a picture) or .npz (an array)")
     if not os.path.isdir(os.path.dirname(out) or "."):
         raise ConfigError(f"--out {out}: there is no folder {os.path.dirname(out)}")
-    samples = restore(run).sample(n, seed=seed, raw=raw)
+    source = sampler(run, raw=raw)
+    rows = max(1, round(n / COLUMNS))
+    samples = source.interpolate(rows, COLUMNS, seed) if interpolate else source.sample(n, seed)
+    if suffix == ".npz":
+        with replacing(out) as file:
+            np.savez(file, samples=samples)
+    elif source.points:
+        points_plot(out, samples[:0], samples)
+    else:
+        save_png(out, image_grid(samples, columns=COLUMNS if interpolate else None))
+    say(f"{len(samples):,} samples in {out}")
+
+
+@app.command()
+def inspect(run: Run, debug: Debug = False) -> None:
+    """Show what a run or a checkpoint is: networks, settings, curves, events."""
+    found = state.newest(run, lambda note: say(f"minigan: note: {_clean(note)}", error=True))
+    if found is None:
+        raise CheckpointError(f"{run}: has no checkpoint")
     try:
-        if suffix == ".png":
-            save_png(out, image_grid(samples))
-        else:
-            with open(
-                out, "wb"
-            ) as file:  # a file, because savez would add a suffix to a name that ends in .NPZ
-                np.savez(file, samples=samples)
-    except OSError as error:
-        raise ConfigError(f"--out {out}: cannot be written: {error.strerror}") from None
-    say(f"{n:,} samples in {out}")
+        config, environment = (settings.plain(found.about.get(key)) for key in ("config", "environment"))
+    except ConfigError as error:
+        raise CheckpointError(f"{found.path}: {error}") from None
+    lines = [f"{found.path}: step {found.about['step']:,}"]
+    for who in presets.PLAYERS:
+        count = sum(x.size for name, x in found.arrays.items() if name.startswith(f"{who}."))
+        try:
+            network = repr(settings.build_network(config.get(who), count))
+        except ConfigError:  # one of a user's own, whose `repr` is among the settings
+            network = f"{who}  # {count:,} parameters"
+        lines += ["", *network.splitlines()]
+    lines += ["", *_flat(config), "", "made with:", *_flat(environment, "  ")]
+    if os.path.isdir(run):
+        lines += ["", *report.text_curves(folder.read_lines(os.path.join(run, folder.METRICS)))]
+        events = folder.read_lines(os.path.join(run, folder.EVENTS))
+        lines += [f"{len(events):,} events, the last {LAST}:"] if len(events) > LAST else []
+        lines += [f"step {each['step']:,}: {each.get('message')}" for each in events[-LAST:]]
+    for line in lines:
+        say(_clean(line))
+
+
+def _flat(table: Any, prefix: str = "") -> list[str]:
+    """The values of nested tables, a line each, by dotted names."""
+    import json
+
+    lines = []
+    for key, value in table.items() if isinstance(table, dict) else ():
+        inner = isinstance(value, dict)
+        lines += _flat(value, f"{prefix}{key}.") if inner else [f"{prefix}{key} = {json.dumps(value)}"]
+    return lines
+
+
+@sets.command("list")
+def list_sets(data_dir: DataDir = None, debug: Debug = False) -> None:
+    """List the data sets with a name, and where they are."""
+    for name, known in data.SETS.items():
+        where = data.find(name, data_dir) if known.files else "needs no files"
+        say(f"{name:10} {known.about}\n{'':10} {where or f'not found: minigan data fetch {name}'}")
+
+
+@sets.command()
+def fetch(
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="Of the data set.",
+            autocompletion=_among([k for k, known in data.SETS.items() if known.files]),
+        ),
+    ],
+    data_dir: Annotated[
+        str | None, _option("Where to put its folder. Default: $MINIGAN_DATA, or the user's cache.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Download the files of a data set, and check that they are right."""
+    known = data.SETS.get(name)
+    place = os.path.join(data_dir, known.folder) if data_dir and known else None
+    with _downloads() as show:
+        place = data.fetch(name, place, progress=show)
+    say(f"{name} is in {place}")
+
+
+@contextlib.contextmanager
+def _downloads() -> Iterator[Callable[[str, int, int], object]]:
+    """Shows how much of a file is there: a bar on a terminal, and elsewhere a line at its end."""
+    if sys.stdout is None or not sys.stdout.isatty():
+        yield lambda file, done, size: say(f"{file}: {size:,} bytes") if done == size else None
+        return
+    rich, console = needs("rich.progress", "cli"), needs("rich.console", "cli")
+    columns = ["{task.description}", rich.BarColumn(), rich.DownloadColumn(), rich.TransferSpeedColumn()]
+    with rich.Progress(*columns, console=console.Console(file=report.Screen(sys.stdout))) as bars:
+        tasks: dict[str, Any] = {}
+
+        def show(file: str, done: int, size: int) -> None:
+            if file not in tasks:
+                tasks[file] = bars.add_task(file)
+            bars.update(tasks[file], completed=done, total=size)
+
+        yield show
+
+
+# Around the commands
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; gives the exit code: 0, or one for each family of errors."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    before = {}
-    if threading.current_thread() is threading.main_thread():  # the only one that may set handlers
-        before = {number: signal.signal(number, _stop) for number in SIGNALS}
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning  # type: ignore[assignment]
             return app(given, prog_name="minigan", standalone_mode=False) or 0
-    except Stopped as stop:
-        return _fail(f"stopped by {signal.Signals(stop.number).name}{stop.where}", 128 + stop.number)
+    except SystemExit as stop:  # of the shell's completion
+        return int(stop.code or 0)
     except Exception as error:
         if "--debug" in given:
             traceback.print_exc()
@@ -170,22 +398,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _fail(f"{error.format_message().rstrip('.')} (see minigan --help)", 2)
         if isinstance(error, MiniganError):
             return _fail(str(error), next((code for family, code in EXITS if isinstance(error, family)), 1))
+        if isinstance(error, OSError) and error.filename is not None:
+            return _fail(f"{os.fsdecode(error.filename)}: {error.strerror}", 1)
         return _fail(f"{type(error).__name__}: {error} (--debug shows where)", 1)
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
         _settle()
 
 
-def _stop(number: int, frame: Any) -> None:
-    for each in SIGNALS:  # a second signal ends the program at once
-        signal.signal(each, signal.SIG_DFL)
-    raise Stopped(number)
-
-
 def _fail(message: str, code: int) -> int:
-    say(f"minigan: {' '.join(message.split())}", error=True)
+    say(f"minigan: {_clean(message)}", error=True)
     return code
+
+
+def _clean(text: str) -> str:
+    """The text as one line that does nothing to a terminal; names of files may hold anything."""
+    line = " ".join(text.split()) if len(text.splitlines()) > 1 else text
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
 def _show_warning(message: Warning | str, *details: Any) -> None:

@@ -201,9 +201,10 @@ class Loop:
         """Note an event: for the caller, in the folder, and where the run is shown."""
         event = {"step": self.gan.game.steps, "event": kind, "message": text}
         self.events.append(event)
-        self.shown.note(text if text.startswith("step") else f"step {event['step']}: {text}")
         if self.folder:
             self.folder.event(event)
+        if kind != "stopped":  # the exception says it
+            self.shown.note(text if text.startswith("step") else f"step {event['step']}: {text}")
 
     def _advance(self) -> None:
         game = self.gan.game

@@ -156,11 +156,12 @@ def points_plot(
     """Draw real and generated points over the discriminator's probability as a PNG; needs Matplotlib, extra `plot`.
 
     Args:
-        real, generated: (N, P) and (M, P). Of more than 2,000 each as many are drawn, always the same ones; of more
-            than two dimensions the first two, of one dimension histograms.
+        real, generated: (N, P) and (M, P); there may be none of one kind. Of more than 2,000 each as many are drawn,
+            always the same ones; of more than two dimensions the first two, of one dimension histograms.
         density: from points (K, P) float32 to K values of D(x) in [0, 1]; only drawn for P = 2.
         extent: left, right, bottom and top of the picture (left and right for P = 1); by default a square around the
-            real points, so that all pictures of a run show the same plane.
+            real points, so that all pictures of a run show the same plane, or around the generated ones if there are
+            no real ones.
         title: stands above the picture.
 
     How many points lie outside the picture, or are not finite, stands beside their name. `DataError` for other shapes.
@@ -176,7 +177,9 @@ def points_plot(
         )
     figure = needs("matplotlib.figure", "plot").Figure(figsize=(6.6, 6), dpi=110, layout="constrained")
     axes, dimensions = figure.subplots(), real.shape[1]
-    low, high = _frame(real[:, :2]) if extent is None else np.reshape(extent, (-1, 2)).T
+    low, high = (
+        _frame((real if len(real) else generated)[:, :2]) if extent is None else np.reshape(extent, (-1, 2)).T
+    )
     if density and dimensions == 2:
         lines = np.linspace(np.maximum(low, -3e38), np.minimum(high, 3e38), 101).T  # within float32
         grid = np.stack(np.meshgrid(*lines), axis=-1).reshape(-1, 2).astype(np.float32)
@@ -187,6 +190,8 @@ def points_plot(
         if (values < 0.5).any() and (values > 0.5).any():
             axes.contour(*lines, values, [0.5], colors="#333333", linewidths=1, linestyles="dashed")
     for points, name, colour, marker in ((real, "real", BLUE, "o"), (generated, "generated", ORANGE, "x")):
+        if not len(points):
+            continue
         seen = points[((points[:, :2] >= low) & (points[:, :2] <= high)).all(axis=1)]
         outside = len(points) - len(seen)
         label = f"{name} ({outside:,} of {len(points):,} outside)" if outside else name
@@ -203,7 +208,8 @@ def points_plot(
         axes.set(ylabel="part of the points")
     else:
         axes.set(ylabel=f"dimension 2{of}", ylim=(low[1], high[1]), aspect="equal")
-    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    if len(real) or len(generated):
+        figure.legend(loc="outside lower center", ncols=2, frameon=False)
     _save_figure(path, figure)
 
 

@@ -264,7 +264,7 @@ class GAN:
     def config(self) -> dict[str, Any]:
         """All settings as numbers, texts, lists and dicts of them: what `config.toml` holds and `build` takes.
 
-        What cannot be described, such as a network of one's own, stands as its `repr`; what is off is left out.
+        What cannot be described, such as a network of one's own, stands as its `repr`, and what is off as "none".
         """
         game = self.game
         described = {
@@ -276,7 +276,7 @@ class GAN:
             "update": game.update,
             "share_fake": game.share_fake,
             "smoothing": game.smoothing,
-            "noise": repr(game.noise) if callable(game.noise) else game.noise,
+            "noise": settings.describe_rate(game.noise),
             "generator": settings.describe_network(game.generator),
             "discriminator": settings.describe_network(game.discriminator),
             "optimizer": settings.describe_optimizer(self.optimizer),

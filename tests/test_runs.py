@@ -4,12 +4,14 @@ import dataclasses
 import errno
 import json
 import os
+import random
 import re
 import shutil
 import signal
 import subprocess
 import sys
 import threading
+import time
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -328,7 +330,9 @@ print(t.sha256(t.fit({out!r}, resume=True)))
 """
 
 
-def child(out: Path, *actions: tuple[int, tuple[int, ...]]) -> subprocess.CompletedProcess[str]:
+def child(
+    out: Path, *actions: tuple[int, tuple[int, ...]], **environment: str
+) -> subprocess.CompletedProcess[str]:
     """A run, resumed if there is one, in a process that sends itself signals in given steps."""
     code = CHILD.format(
         tests=str(Path(__file__).parent),
@@ -336,7 +340,12 @@ def child(out: Path, *actions: tuple[int, tuple[int, ...]]) -> subprocess.Comple
         out=str(out),
     )
     return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+        env={**os.environ, **environment},
     )
 
 
@@ -352,6 +361,78 @@ def test_a_second_signal_ends_the_process_at_once(tmp_path: Path) -> None:
     done = child(tmp_path / "run", (20, (signal.SIGINT, signal.SIGTERM)))
     assert done.returncode == 143 and done.stdout == ""
     assert checkpoints(tmp_path / "run") == [0, 15]
+
+
+MEMORY = """
+import resource, sys
+sys.path.insert(0, {tests!r})
+import test_runs as t
+import numpy as np
+real = t.mg.Game._generator_gradients
+def greedy(game, *arguments):
+    if game.steps == 22:
+        used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + 2**24, resource.RLIM_INFINITY))
+        np.empty((1234, 2**16), np.float32)
+    return real(game, *arguments)
+t.mg.Game._generator_gradients = greedy
+t.fit({out!r}, resume=True)
+"""
+
+
+@pytest.mark.skipif(
+    not os.path.exists("/proc/self/statm"), reason="needs Linux's account of a process's memory"
+)
+def test_memory_that_runs_out_leaves_the_last_checkpoint(whole: tuple[str, Path], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    code = MEMORY.format(tests=str(Path(__file__).parent), out=str(out))
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 1 and "with shape (1234, 65536)" in done.stderr.splitlines()[-1]
+    assert checkpoints(out) == [0, 15]
+    assert sha256(fit(out, resume=True)) == whole[0]
+
+
+def test_neither_hashing_nor_threads_change_a_run(whole: tuple[str, Path], tmp_path: Path) -> None:
+    found = [
+        child(tmp_path / seed, PYTHONHASHSEED=seed, OPENBLAS_NUM_THREADS=threads).stdout.strip()
+        for seed, threads in (("1", "1"), ("2", "2"))
+    ]
+    assert found == [whole[0]] * 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["digits", "mnist"])
+def test_a_run_killed_twenty_times_ends_as_one_that_was_not(preset: str, tmp_path: Path) -> None:
+    shared = Path(__file__).parents[2] / "shared" / "data"
+    if preset == "mnist" and not (shared / "mnist").is_dir():
+        pytest.skip("the MNIST files are not there")
+    command = [sys.executable, "-m", "minigan", "train", preset, "--steps", "400", "--save-every", "10"]
+    command += ["--data-dir", str(shared)]
+
+    def found(out: Path) -> str:
+        done = subprocess.run(
+            [*command, "--resume", "auto", "--out", str(out)], capture_output=True, text=True, check=True
+        )
+        return re.findall(r"SHA-256 +([0-9a-f]{64})", done.stdout)[0]
+
+    dice = random.Random(preset)  # noqa: S311
+    out, kills = tmp_path / "killed", 0
+    while kills < 20:
+        with subprocess.Popen(
+            [*command, "--resume", "auto", "--out", str(out)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        ) as process:
+            lines = len(read_lines(str(out / "metrics.jsonl"))) + dice.randrange(3)
+            while process.poll() is None and len(read_lines(str(out / "metrics.jsonl"))) <= lines:
+                time.sleep(0.002)
+            time.sleep(dice.uniform(0, 0.05))
+            process.kill()
+        assert process.returncode == -signal.SIGKILL, "the run was over before it was killed often enough"
+        kills += 1
+    assert found(out) == found(tmp_path / "whole")
 
 
 # Folders that cannot be written
@@ -467,6 +548,8 @@ def test_samples_need_the_generator_only(tmp_path: Path) -> None:
     )
     with pytest.raises(mg.CheckpointError):
         train.restore(tmp_path / "run")
+    again = small(loss=own, noise=lambda step: 0.1, optimizer=mg.optim.Adam(lambda step: 1e-3))
+    assert sha256(fit(tmp_path / "run", again, resume=True)) == sha256(gan)  # settings hold no addresses
     assert np.array_equal(train.sampler(tmp_path / "run").sample(4), gan.sample(4))
     assert np.array_equal(train.sampler(tmp_path / "run", raw=True).sample(4), gan.sample(4, raw=True))
 
