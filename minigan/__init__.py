@@ -1,6 +1,6 @@
 """minigan: generative adversarial networks on a small automatic differentiation engine of their own."""
 
-from minigan import data, losses, models, nn, ops, optim, penalties
+from minigan import data, losses, metrics, models, nn, ops, optim, penalties
 from minigan.check import check_grad
 from minigan.checkpoint import load, save
 from minigan.errors import (
@@ -44,6 +44,7 @@ __all__ = [
     "jvp",
     "load",
     "losses",
+    "metrics",
     "models",
     "nn",
     "no_grad",

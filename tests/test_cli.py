@@ -137,7 +137,7 @@ def test_a_file_of_settings(capsys: pytest.CaptureFixture[str]) -> None:
     assert "own: 300 samples, 15 steps of batch 16, seed 0; run folder runs/own\n" in capsys.readouterr().out
     config = tomllib.loads(Path("runs/own/config.toml").read_text())
     assert config["ema"] == config["generator"]["output"] == "none"
-    assert config["loss"] == "relativistic" and config["generator"]["hidden"] == [128, 128, 128]
+    assert config["loss"] == "relativistic" and config["generator"]["latent"] == 2
     assert config["data"]["source"] == os.path.abspath("points.npy") and config["data"]["shape"] == [300, 3]
     assert config["optimizer"]["lr"]["steps"] == 15
 

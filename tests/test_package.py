@@ -42,6 +42,7 @@ PUBLIC = {
     "jvp",
     "load",
     "losses",
+    "metrics",
     "models",
     "nn",
     "no_grad",
