@@ -1,6 +1,7 @@
 """The command line: `minigan train`, `sample`, `inspect` and `data`."""
 
 import contextlib
+import json
 import os
 import re
 import shlex
@@ -308,7 +309,8 @@ def inspect(run: Run, debug: Debug = False) -> None:
         except ConfigError:  # one of a user's own, whose `repr` is among the settings
             network = f"{who}  # {count:,} parameters"
         lines += ["", *network.splitlines()]
-    lines += ["", *_flat(config), "", "made with:", *_flat(environment, "  ")]
+    for table in (config, {"made with": environment}):
+        lines += ["", *(f"{name} = {json.dumps(value)}" for name, value in state.flat(table).items())]
     if os.path.isdir(run):
         lines += ["", *report.text_curves(folder.read_lines(os.path.join(run, folder.METRICS)))]
         events = folder.read_lines(os.path.join(run, folder.EVENTS))
@@ -316,17 +318,6 @@ def inspect(run: Run, debug: Debug = False) -> None:
         lines += [f"step {each['step']:,}: {each.get('message')}" for each in events[-LAST:]]
     for line in lines:
         say(_clean(line))
-
-
-def _flat(table: Any, prefix: str = "") -> list[str]:
-    """The values of nested tables, a line each, by dotted names."""
-    import json
-
-    lines = []
-    for key, value in table.items() if isinstance(table, dict) else ():
-        inner = isinstance(value, dict)
-        lines += _flat(value, f"{prefix}{key}.") if inner else [f"{prefix}{key} = {json.dumps(value)}"]
-    return lines
 
 
 @sets.command("list")

@@ -69,8 +69,8 @@ POINTS = Preset(
 PRESETS = {
     "digits": Preset("digits", (8, 8, 1), 6_000, lr=3e-3, penalties=(("r1", 0.1),)),
     "mnist": Preset("mnist", (28, 28, 1)),
-    # A weight of 0.1 leaves a grain of single pixels, of 10 only outlines: the first has 1.3 times, the other 0.75 times
-    # the mean curvature of the data.
+    # A weight of 0.1 leaves a grain of single pixels, of 10 little but outlines: the mean absolute Laplacian of the
+    # samples is 1.26 and 0.76 of that of the data, with 5 it is 0.85.
     "fashion": Preset("fashion", (28, 28, 1), b2=0.99, penalties=(("r1", 5.0),)),
     "ring": POINTS._replace(
         source="ring", shape=(2,), steps=8_000, lr=2e-3, penalties=(("r1", 0.01), ("r2", 0.01))

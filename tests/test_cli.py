@@ -406,7 +406,7 @@ def test_inspect_shows_what_a_run_is(
     assert "Discriminator(shape=(8, 8, 1))  # 24,961 parameters\n" in out
     for line in ('loss = "non_saturating"', "optimizer.lr.steps = 20", "generator.hidden = [128, 128]"):
         assert f"\n{line}\n" in out
-    assert f'\n  numpy = "{np.__version__}"\n' in out
+    assert f'\nmade with.numpy = "{np.__version__}"\n' in out
     assert "loss of D" in out and "step                10 to 20\n" in out
     assert cli.main(["inspect", str(newest(run))]) == 0
     assert "loss of D" not in capsys.readouterr().out
