@@ -25,15 +25,30 @@ def reason(error: BaseException) -> str:
     return " ".join(text.split())[:300] or type(error).__name__
 
 
+def descriptor_of(path: Path, flags: int) -> int:
+    """A descriptor of a regular file, as `os.open` gives it; `OSError` for a folder, a pipe or a device."""
+    # O_NONBLOCK (POSIX only): opening a named pipe would otherwise wait for its other end for ever.
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | _BINARY, 0o666)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    raise OSError(None, "is not a file")
+
+
 @contextmanager
 def opened(path: Path) -> Iterator[tuple[BufferedReader, int]]:
-    """An existing regular file for reading, and its size; `OSError` for a folder, a pipe or a device."""
-    # O_NONBLOCK (POSIX only): opening a named pipe would otherwise wait for a writer for ever.
-    with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _BINARY), "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(None, "is not a file")
-        yield file, status.st_size
+    """An existing regular file for reading, and its size; errors as for `descriptor_of`."""
+    with open(descriptor_of(path, os.O_RDONLY), "rb") as file:
+        yield file, os.fstat(file.fileno()).st_size
+
+
+def append(path: Path, data: bytes, durable: bool = False) -> None:
+    """Add `data` to the end of a file, which is made if there is none; errors as for `descriptor_of`."""
+    with open(descriptor_of(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab") as file:
+        file.write(data)
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
 
 
 @contextmanager

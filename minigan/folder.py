@@ -1,6 +1,7 @@
 """The folder of a run: what is written there, by one process at a time, and what an interruption leaves."""
 
 import contextlib
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -9,11 +10,12 @@ from minigan import checkpoint, state
 from minigan.backend import Array
 from minigan.errors import ConfigError, ExtraError
 from minigan.extras import needs
-from minigan.files import leftovers
-from minigan.report import Record
+from minigan.files import append, descriptor_of, leftovers, opened, reason
+from minigan.report import LOGGED, Record
 
 CONFIG, METRICS, EVENTS, SAMPLES, LOCK = "config.toml", "metrics.jsonl", "events.jsonl", "samples", ".lock"
 KEPT = 3  # newest checkpoints, besides the best
+LONGEST = 2**16  # of a line
 
 
 def needed() -> Any:
@@ -40,24 +42,30 @@ class RunFolder:
         self._failed: set[str] = set()
         try:
             os.makedirs(path, exist_ok=True)
-            others = {name for name in os.listdir(path) if not name.startswith(".")}
-            if (
-                resume and CONFIG not in others
-            ):  # a run that was killed while its folder was made has these two
-                others -= {SAMPLES, state.CHECKPOINTS}
-            if others and not (resume and CONFIG in others):
-                advice = "it is not that of a run" if resume else "choose another folder, or resume its run"
-                raise ConfigError(f"{path} is not empty: runs do not overwrite anything; {advice}")
-            self._lock = open(self.file(LOCK), "a+", encoding="utf-8")  # noqa: SIM115 - until the end of the block
+            self._require_room(
+                resume
+            )  # before the lock is made, which would be left in a folder of something else
+            self._lock = _locked(self.file(LOCK), path)
             try:
-                _take(self._lock, path)
+                self._require_room(resume)  # somebody may have begun a run meanwhile
                 for folder in (SAMPLES, state.CHECKPOINTS):
                     os.makedirs(self.file(folder), exist_ok=True)
             except BaseException:
-                self._lock.close()
+                os.close(self._lock)
                 raise
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot be made a run folder: {error.strerror}") from None
+        except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
+            if isinstance(error, ConfigError):
+                raise
+            raise ConfigError(f"{path}: cannot be made a run folder: {reason(error)}") from None
+
+    def _require_room(self, resume: bool) -> None:
+        """Raise `ConfigError` if something else is in the folder."""
+        others = {name for name in os.listdir(self.path) if not name.startswith(".")}
+        if CONFIG not in others:  # a run that was killed while its folder was made has left these two
+            others = {x for x in others if x not in (SAMPLES, state.CHECKPOINTS) or os.listdir(self.file(x))}
+        if others and not (resume and CONFIG in others):
+            advice = "it is not that of a run" if resume else "choose another folder, or resume its run"
+            raise ConfigError(f"{self.path} is not empty: runs do not overwrite anything; {advice}")
 
     def file(self, *names: str) -> str:
         """The path of a file in the folder."""
@@ -67,7 +75,7 @@ class RunFolder:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._lock.close()
+        os.close(self._lock)
 
     def configure(self, config: Mapping[str, Any]) -> None:
         """Write the settings; `ConfigError` if that is not possible."""
@@ -77,28 +85,31 @@ class RunFolder:
             raise ConfigError(f"{self.file(CONFIG)}: cannot be written: {error.strerror or error}") from None
 
     def rewind(self, step: int) -> list[Record]:
-        """The records up to a step; later ones, and a line that was cut off, leave the file."""
-        records = read_lines(self.file(METRICS))
-        kept = [record for record in records if record["step"] <= step]
-        with self._excused("metrics"):
-            lines = "".join(_line(record) for record in kept)
-            checkpoint.write_file(self.file(METRICS), lines.encode())
-        return kept
+        """The records up to a step; the files lose later ones, later events, and lines that were cut off."""
+        records = [
+            each for each in read_lines(self.file(METRICS)) if _is_record(each) and each["step"] <= step
+        ]
+        events = [each for each in read_lines(self.file(EVENTS)) if each["step"] <= step]
+        for name, kept in ((METRICS, records), (EVENTS, events)):
+            if kept or name == METRICS or os.path.exists(self.file(name)):
+                with self._excused(name):
+                    checkpoint.write_file(self.file(name), b"".join(map(_line, kept)))
+        return records
 
     def record(self, record: Record) -> None:
         """Append a record."""
-        with self._excused("metrics"):
-            _append(self.file(METRICS), record)
+        with self._excused(METRICS):
+            append(self.file(METRICS), _line(record))
 
     def event(self, event: Mapping[str, Any]) -> None:
         """Append what happened at a step."""
-        with self._excused("events"):
-            _append(self.file(EVENTS), event)
+        with self._excused(EVENTS):
+            append(self.file(EVENTS), _line(event))
 
-    def draw(self, kind: str, make: Callable[..., None], name: str, *arguments: Any) -> None:
-        """Let `make(path, *arguments)` draw a picture."""
+    def draw(self, kind: str, name: str, make: Callable[[str], None]) -> None:
+        """Let `make(path)` draw a picture."""
         with self._excused(kind):
-            make(self.file(name), *arguments)
+            make(self.file(name))
 
     def samples(self, step: int) -> str:
         """The name of the picture of a step."""
@@ -109,22 +120,29 @@ class RunFolder:
         names = os.listdir(self.file(SAMPLES))
         steps = {name: name[5:-4] for name in names if name.startswith("step_") and name.endswith(".png")}
         found = sorted((int(step), name) for name, step in steps.items() if step.isdecimal())
-        return [self.file(SAMPLES, name) for _, name in found]
+        paths = [self.file(SAMPLES, name) for _, name in found]
+        return [path for path in paths if os.path.isfile(path)]
 
     def keep(self, arrays: Mapping[str, Array], about: Mapping[str, Any]) -> str:
-        """Write a checkpoint, and remove all but the newest and the best; gives its path. Errors as `state.write`."""
-        path = self.file(state.CHECKPOINTS, f"step_{about['step']:08}{state.SUFFIX}")
-        # The records before it have to outlast a power cut if it does.
-        with self._excused("metrics"), open(self.file(METRICS), "a", encoding="utf-8") as file:
-            os.fsync(file.fileno())
+        """Write a checkpoint, remove those that are not kept, and give its path. Errors as for `state.write`.
+
+        Kept are the newest and the best of those that were `due`, and this one, which was read again: so what is
+        removed is never the last good one.
+        """
+        path = self.file(state.CHECKPOINTS, f"step_{about['step']:08}.safetensors")
+        with self._excused(METRICS):  # the records before it have to outlast a power cut if it does
+            append(self.file(METRICS), b"", durable=True)
         state.write(path, arrays, about)
         found = state.candidates(self.path, lambda text: None)
-        # Only files that can be read count, so what is removed is never the last good one.
-        scores = [(each["quality"], file) for each, file in found if each.get("quality") is not None]
-        kept = {path, *(file for _, file in found[:KEPT]), *(file for _, file in sorted(scores)[:1])}
-        remove([file for _, file in found if file not in kept])
-        remove(leftovers(os.path.dirname(path)))
+        due = [(each["quality"], file) for each, file in found if each.get("due")]
+        best = min(((quality, file) for quality, file in due if quality is not None), default=(0, path))
+        kept = {path, best[1], *(file for _, file in due[:KEPT])}
+        remove([file for _, file in found if file not in kept] + leftovers(os.path.dirname(path)))
         return path
+
+    def forget(self, step: int) -> None:
+        """Remove the checkpoints after a step that the run goes back to."""
+        remove(file for about, file in state.candidates(self.path, lambda text: None) if about["step"] > step)
 
     @contextlib.contextmanager
     def _excused(self, kind: str) -> Any:
@@ -136,43 +154,50 @@ class RunFolder:
                 self.note(f"no {kind}", f"cannot write {kind}: {error}")
 
 
-def _take(lock: Any, path: str) -> None:
-    """Lock an open file for this process; the system lets it go when the process ends, however it ends."""
+def _locked(lock: str, path: str) -> int:
+    """The file `lock`, locked for this process; the system lets it go when the process ends, however it ends."""
+    descriptor = descriptor_of(lock, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0))
     try:
         import fcntl
     except ImportError:  # a system without: nobody is kept out
-        return
+        return descriptor
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        lock.seek(0)
-        raise ConfigError(f"{path} is in use by process {lock.read(100).strip() or 'unknown'}") from None
-    lock.truncate(0)
-    lock.write(f"{os.getpid()}\n")
-    lock.flush()
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = os.read(descriptor, 20).decode(errors="replace").strip()
+        os.close(descriptor)
+        raise ConfigError(f"{path} is in use by process {owner or 'unknown'}") from None
+    except OSError:  # a file system without locks
+        return descriptor
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, f"{os.getpid()}\n".encode())
+    return descriptor
 
 
-def _line(values: Mapping[str, Any]) -> str:
+def _line(values: Mapping[str, Any]) -> bytes:
     import json
 
-    return json.dumps(values) + "\n"
+    return json.dumps(values).encode() + b"\n"
 
 
-def _append(path: str, values: Mapping[str, Any]) -> None:
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(_line(values))
+def _is_record(values: Mapping[str, Any]) -> bool:
+    numbers: list[Any] = [values.get(name) for name in ("seconds", *LOGGED)]
+    return all(type(x) in (int, float) and math.isfinite(x) for x in numbers)
 
 
 def read_lines(path: str) -> list[Record]:
-    """The records of a .jsonl file of a run; none where there is no file. A last line that was cut off is left out."""
+    """The records of a .jsonl file of a run, or its events; none where there is no file, or something else.
+
+    Lines that are no objects with a step are left out, such as a last one that was cut off.
+    """
     import json
 
     records = []
-    with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
-        for line in file:
+    with contextlib.suppress(OSError), opened(path) as (file, _):
+        while line := file.readline(LONGEST):
             with contextlib.suppress(ValueError, RecursionError):
                 record = json.loads(line)
-                if isinstance(record, dict) and isinstance(record.get("step"), int):
+                if isinstance(record, dict) and type(record.get("step")) is int:
                     records.append(record)
     return records
 

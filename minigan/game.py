@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from minigan import losses
-from minigan.backend import Array
+from minigan.backend import FLOATS, Array
 from minigan.errors import CheckpointError, ConfigError, NonFiniteError, ShapeError
 from minigan.losses import Loss
 from minigan.nn.module import ASSIGN, Module, assign, check_arrays
@@ -35,31 +35,31 @@ class _Player:
         self.name, self.network, self.optimizer = name, network, optimizer
         self.parameters = network.parameters()
         self.memory = optimizer.init(self.parameters)
+        self.state = network.state()
+        # What a step changes and reads: floats of the network, and the slots by their name and the parameter's.
+        slots = {f"{k}.{name}": x for k, xs in self.memory.slots.items() for name, x in xs.items()}
+        self.tensors = {name: x for name, x in self.state.items() if x.dtype in FLOATS} | slots
 
-    def gradients(self, losses: Mapping[str, Tensor]) -> list[Tensor]:
+    def gradients(self, losses: dict[str, Tensor], others: dict[str, Tensor]) -> list[Tensor]:
         """Those of the sum of the losses in this player's parameters, and in no other's.
 
-        Raises `NonFiniteError`, saying what and where, if a NaN or an infinity is among the losses, the gradients, or
-        what the update reads besides them.
+        Raises `NonFiniteError`, saying what and where, if a NaN or an infinity is among the losses, the gradients, what
+        the update reads besides them, or the `others`.
         """
         gradients = grad(list(losses.values()), list(self.parameters.values()))
         with no_grad():
-            fine = all_finite([*losses.values(), *gradients, *self.tensors().values()])
+            state = self.tensors | others
+            fine = all_finite([*losses.values(), *gradients, *state.values()])
         if not fine.item():
-            found = dict(losses) | {
+            found = losses | {
                 f"gradient.{name}": g for name, g in zip(self.parameters, gradients, strict=True)
             }
-            raise NonFiniteError(f"{self.name}: {'; '.join(_not_finite(found | self.tensors()))}")
+            raise NonFiniteError(f"{self.name}: {'; '.join(_not_finite(found | state))}")
         return gradients
 
     def move(self, gradients: list[Tensor], step: int, scale: float) -> None:
         """Make one step of the optimiser, at `scale` times the rate of the game's step."""
         self.optimizer.update(self.parameters, gradients, self.memory, at=step, scale=scale)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """What a move reads and changes: the parameters, and the optimiser's slots by slot and parameter."""
-        slots = self.memory.slots.items()
-        return self.parameters | {f"{slot}.{name}": x for slot, xs in slots for name, x in xs.items()}
 
 
 def _not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
@@ -146,6 +146,7 @@ class Game:
         self._average = None if ema is None else EMA(ema)
         self.ema_generator = None if ema is None else copy.deepcopy(generator)
         self._averages = {} if self.ema_generator is None else self.ema_generator.state()
+        self._checked_averages = {f"average.{k}": x for k, x in self._averages.items() if x.dtype in FLOATS}
         self._originals = generator.state()
         self._touched = [(x, Tensor(np.empty_like(x.array))) for x in self._touched_tensors()]
 
@@ -190,8 +191,9 @@ class Game:
             `d_loss` (without the penalties), `penalty`, and the mean probabilities `d_real` of D(x) and
             `d_fake` of D(G(z)); and `g_loss`.
 
-        Raises: `ShapeError` for another number of batches; `NonFiniteError` if a loss, a gradient, a parameter or
-            what an optimiser remembers is NaN or infinite: then both players are as they were before the step.
+        Raises: `ShapeError` for another number of batches; `NonFiniteError` if a loss, a gradient, a weight, an average
+            or what an optimiser remembers is NaN or infinite: then both players are as they were before the step.
+            What the update itself makes so (at a rate of 1e38) is found in the next step, or by `require_finite`.
         """
         reals, latents = _as_batches(reals), _as_batches(latents)
         wanted = self.d_steps + (not self.share_fake)
@@ -227,15 +229,11 @@ class Game:
         self.steps += 1
 
     def _touched_tensors(self) -> list[Tensor]:
-        """What a step changes before its last gradient is known: buffers, and the player that moves first."""
-        found = [
-            x
-            for player in self._players().values()
-            for name, x in player.network.state().items()
-            if name not in player.parameters
-        ]
-        moves_first = self.update == "alternating" or self.d_steps > 1
-        return found + (list(self._of_discriminator.tensors().values()) if moves_first else [])
+        """What a step changes before its last gradient is known: the discriminator, and the generator's buffers."""
+        of_generator = self._of_generator
+        buffers = [x for name, x in of_generator.state.items() if name not in of_generator.parameters]
+        moves_first = self._of_discriminator
+        return [*buffers, *(moves_first.state | moves_first.tensors).values()]
 
     def _round(self, reals: list[Tensor], latents: list[Tensor], random: Stream) -> dict[str, Tensor]:
         with recording(True):
@@ -266,7 +264,7 @@ class Game:
         loss = self.loss.discriminator(real_logits, fake_logits, 1.0 - self.smoothing)
         terms = [penalty(judge, real, fake, real_logits, fake_logits, random) for penalty in self.penalties]
         gradients = self._of_discriminator.gradients(
-            {"d_loss": loss} | {f"penalty {k + 1}": x for k, x in enumerate(terms)}
+            {"d_loss": loss} | {f"penalty {k + 1}": x for k, x in enumerate(terms)}, {}
         )
         with no_grad():
             metrics = {
@@ -284,7 +282,7 @@ class Game:
                 real_logits = self.discriminator(self._noisy(real, random), train=True, random=random)
         fake_logits = self.discriminator(self._noisy(fake, random), train=True, random=random)
         loss = self.loss.generator(real_logits, fake_logits)
-        return loss.detach(), self._of_generator.gradients({"g_loss": loss})
+        return loss.detach(), self._of_generator.gradients({"g_loss": loss}, self._checked_averages)
 
     def _noisy(self, x: Tensor, random: Stream) -> Tensor:
         std = self._noise_at(self.steps)

@@ -30,9 +30,12 @@ class Guard:
             raise ConfigError(f"on_nonfinite {policy!r} does not exist; there are {', '.join(POLICIES)}")
         self.policy, self.limit, self.faults = policy, limit, 0
 
-    def answer(self, error: NonFiniteError) -> str:
-        """The policy, counted; or the error again, with advice, if the run has to stop."""
-        if self.policy == "stop" or self.faults >= self.limit:
+    def answer(self, error: NonFiniteError, skippable: bool = True) -> str:
+        """The policy, counted; or the error again, with advice, if the run has to stop.
+
+        A step that has been made is not `skippable`.
+        """
+        if self.policy == "stop" or self.faults >= self.limit or (self.policy == "skip" and not skippable):
             times = f" {self.faults + 1} times, the last" if self.faults else ""
             raise NonFiniteError(
                 f"training diverged{times} at {error}; try a lower learning rate, a penalty such as r1, or clip_norm"

@@ -7,7 +7,6 @@ a checkpoint makes the bits of one that was never interrupted.
 import math
 import os
 import signal
-import sys
 import threading
 import time
 from collections import deque
@@ -26,12 +25,11 @@ from minigan.game import Game
 from minigan.guard import RATE_FACTOR, Guard, Watch
 from minigan.metrics import sliced_wasserstein
 from minigan.ops import sigmoid
-from minigan.report import Progress, Record
+from minigan.report import LOGGED, Progress, Record
 from minigan.sampling import Sampler
 from minigan.tape import no_grad
 from minigan.tensor import asarray
 
-LOGGED = ("d_loss", "g_loss", "penalty", "d_real", "d_fake")
 LOG_EVERY = 10  # steps that one record is the mean of
 GRID, BESIDE = 100, 49  # samples in a picture, and of each kind in one of real beside generated
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -83,8 +81,6 @@ def stopping() -> Iterator[_Stops]:
 
     def handle(number: int, frame: Any) -> None:
         if stops.number:
-            if sys.stdout is not None and sys.stdout.isatty():
-                os.write(sys.stdout.fileno(), b"\x1b[?25h")  # a progress bar hides the cursor
             os._exit(128 + number)
         stops.number = number
 
@@ -133,6 +129,7 @@ class Loop:
         batches: on which batches.
         compared: some of the data, floats (N, ...), for pictures and the distance to it.
         plan: for how long, and how often what is done.
+        guard: what follows a NaN.
         config: all settings, for the checkpoints.
         folder: where it is written, or `None`.
         shown: where it is shown.
@@ -144,6 +141,7 @@ class Loop:
         batches: Batches,
         compared: Array,
         plan: Plan,
+        guard: Guard,
         config: Mapping[str, Any],
         folder: RunFolder | None,
         shown: Progress,
@@ -151,7 +149,7 @@ class Loop:
         self.gan, self.batches, self.compared = gan, batches, compared
         self.plan, self.config = plan, config
         self.folder, self.shown = folder, shown
-        self.guard, self.watch = Guard(plan.on_nonfinite, plan.max_faults), Watch()
+        self.guard, self.watch = guard, Watch()
         self.records: list[Record] = []
         self.events: list[dict[str, Any]] = []
         self.log = Log(gan.game.steps)
@@ -164,14 +162,13 @@ class Loop:
         """Go on from a checkpoint, in a GAN that has its arrays; `records` are those up to it."""
         about, path = found.about, found.path
         self.resumed, self.saved, self.records = True, path, records
-        self.guard.faults = int(about.get("faults", 0))
-        self.log = Log(self.gan.game.steps, float(records[-1].get("seconds", 0)) if records else 0.0)
-        self.log.rows = [dict(row) for row in about.get("rows", [])]
-        for record in records:  # what it warned of before is not told again
-            self.watch.see(record)
+        self.guard.faults = about["faults"]
+        self.log = Log(self.gan.game.steps, records[-1]["seconds"] if records else 0.0)
+        self.log.rows = [dict(row) for row in about["rows"]]
+        self._watch_again()
         for note in notes:
             self.tell("damaged checkpoint", note)
-        other = state.differences(about.get("environment", {}), state.environment())
+        other = state.differences(about["environment"], state.environment())
         if other:
             self.tell("environment", f"the bits of the run may change where it goes on: {'; '.join(other)}")
         self.tell("resumed", f"resumed from {path}")
@@ -185,15 +182,17 @@ class Loop:
         game = self.gan.game
         if not self.resumed:
             self._draw_samples()
-            self._save(None, required=True)  # a folder that cannot take one is found before the first step
+            self._save(
+                due=True, required=True
+            )  # a folder that cannot take one is found before the first step
         self.good = self._last_good()
         with stopping() as stops:
             while game.steps < self.plan.stop and not stops.number:
                 self._advance()
-            if stops.number:
-                self._end_early(stops.number)
+        if stops.number:
+            self._end_early(stops.number)
         if not self.saved:
-            self._save(None, required=True)
+            self._save(due=True, required=True)
         if self.folder:
             self._draw_summary(self.folder)
 
@@ -206,23 +205,31 @@ class Loop:
         if kind != "stopped":  # the exception says it
             self.shown.note(text if text.startswith("step") else f"step {event['step']}: {text}")
 
+    def _watch_again(self) -> None:
+        """Forget what was seen after the records there are; what these warned of is not told again."""
+        self.watch = Watch()
+        for record in self.records:
+            self.watch.see(record)
+
     def _advance(self) -> None:
         game = self.gan.game
-        self.saved = ""
+        self.saved, made = "", False
         try:
             metrics = self.gan.step(self.batches)
+            made = True
             if self._due(self.plan.save_every):
                 game.require_finite()  # what the last update made is not looked at by the step itself
-            self.log.rows.append(metrics)
         except NonFiniteError as error:
-            if self.guard.answer(error) == "rollback":
+            if self.guard.answer(error, skippable=not made) == "rollback":
                 self._roll_back(error)
                 return
             game.skip()
             self.tell("skipped", f"{error}: it is skipped ({self.guard.faults} of {self.guard.limit})")
+        else:
+            self.log.rows.append(metrics)
         due = self._due(self.plan.save_every)
         quality = self._distance() if due and self.folder else None
-        # The record goes before the checkpoint: a run that goes on from this does not make it again.
+        # Records and pictures go before the checkpoint: a run that goes on from this does not make them again.
         if self.log.rows and self._due(LOG_EVERY):
             record = self.log.record(game.steps)
             if quality is not None:
@@ -233,11 +240,11 @@ class Loop:
                 self.folder.record(record)
             for kind, text in self.watch.see(record):
                 self.tell(kind, text)
-        if due:
-            self._save(quality)
-            self.good = self._last_good()
         if self._due(self.plan.sample_every):
             self._draw_samples()
+        if due:
+            self._save(quality, due=True)
+            self.good = self._last_good()
 
     def _due(self, every: int) -> bool:
         step = self.gan.game.steps
@@ -245,15 +252,16 @@ class Loop:
 
     # Checkpoints
 
-    def _save(self, quality: float | None, required: bool = False) -> None:
-        """Write a checkpoint; the run goes on without, unless it is `required`."""
+    def _save(self, quality: float | None = None, due: bool = False, required: bool = False) -> None:
+        """Write a checkpoint; the run goes on without, unless it is `required`. One of NaN is never written."""
         if self.folder is None:
             return
-        about = {"config": self.config, "step": self.gan.game.steps, "quality": quality}
+        about = {"config": self.config, "step": self.gan.game.steps, "quality": quality, "due": due}
         about |= {"rows": self.log.rows, "faults": self.guard.faults}
         try:
+            self.gan.game.require_finite()
             self.saved = self.folder.keep(self.gan.game.state(), about)
-        except CheckpointError as error:
+        except (CheckpointError, NonFiniteError) as error:
             if required:
                 raise
             self.tell("no checkpoint", str(error))
@@ -270,29 +278,29 @@ class Loop:
         if self.guard.policy != "rollback":
             return None
         if self.folder and not self._due(self.plan.save_every):
-            for about, path in state.candidates(self.folder.path, lambda text: None):
-                if (about["step"] - self.plan.first_step) % self.plan.save_every == 0:
-                    return state.read(path)[0], about["rows"]
+            found = state.newest(self.folder.path, lambda text: None, due=True)
+            if found:
+                return found.arrays, found.about["rows"]
         return self.gan.game.state(), list(self.log.rows)
 
     def _roll_back(self, error: NonFiniteError) -> None:
         game = self.gan.game
         arrays, rows = self.good or (game.state(), [])
         scale = game.rate_scale * RATE_FACTOR
-        self.tell(
-            "rollback",
-            f"{error}: back to step {int(arrays['step']):,}, learning rates times {scale:g}"
-            f" ({self.guard.faults} of {self.guard.limit})",
-        )
         game.load_state({**arrays, "rate_scale": np.array(scale)})
         self.log.rows = list(rows)
         self.records = [record for record in self.records if record["step"] <= game.steps]
+        self._watch_again()
         if self.folder:
             self.folder.rewind(game.steps)
+            self.folder.forget(game.steps)
+        times = f"{self.guard.faults} of {self.guard.limit}"
+        text = f"{error}: back to step {game.steps:,}, learning rates times {scale:g} ({times})"
+        self.tell("rollback", text)
 
     def _end_early(self, number: int) -> None:
         if not self.saved:
-            self._save(None)
+            self._save()
         where = f"the checkpoint {self.saved} goes on from there" if self.saved else "nothing of it is saved"
         text = f"stopped by {signal.Signals(number).name} after step {self.gan.game.steps:,}; {where}"
         self.tell("stopped", text)
@@ -305,14 +313,15 @@ class Loop:
     def _draw_samples(self) -> None:
         if self.folder is None:
             return
-        sampler, step = self.gan.sampler(), self.gan.game.steps
-        name = self.folder.samples(step)
-        if sampler.points:
-            made = sampler.sample(len(self.compared), self.gan.seed)
-            self.folder.draw("pictures", pictures.points_plot, name, self.compared, made, self._judge)
-        else:
-            grid = pictures.image_grid(sampler.sample(GRID, self.gan.seed))
-            self.folder.draw("pictures", pictures.save_png, name, grid)
+        sampler, real, seed = self.gan.sampler(), self.compared, self.gan.seed
+
+        def draw(path: str) -> None:
+            if sampler.points:
+                pictures.points_plot(path, real, sampler.sample(len(real), seed), self._judge)
+            else:
+                pictures.save_png(path, pictures.image_grid(sampler.sample(GRID, seed)))
+
+        self.folder.draw("pictures", self.folder.samples(self.gan.game.steps), draw)
 
     def _judge(self, points: Array) -> Array:
         """The discriminator's probability that points are real, (N, P) to (N,)."""
@@ -322,25 +331,39 @@ class Loop:
 
     def _draw_summary(self, folder: RunFolder) -> None:
         """What is drawn once, at the end."""
-        folder.draw("animation", pictures.save_gif, "samples.gif", folder.all_samples())
-        if not self.gan.sampler().points:
-            made = self.gan.sampler().sample(BESIDE, self.gan.seed)
+        sampler, shown = (
+            self.gan.sampler(),
+            [(folder.samples(self.gan.game.steps), "Samples after the last step")],
+        )
+
+        def compare(path: str) -> None:
+            made = sampler.sample(BESIDE, self.gan.seed)
             real = self.compared[:BESIDE].reshape(-1, *made.shape[1:])
-            folder.draw(
-                "comparison",
-                lambda path: pictures.save_png(path, pictures.side_by_side(real, made[: len(real)])),
-                "compare.png",
-            )
-        if self.records:
-            folder.draw("loss curves", pictures.loss_curves, "curves.png", self.records)
-        last = {name: f"{value:.4g}" for name, value in self.records[-1].items()} if self.records else {}
-        shown = [
-            (folder.samples(self.gan.game.steps), "Samples after the last step"),
-            ("compare.png", "Real samples beside generated ones"),
-            ("curves.png", "Losses, and the mean output of the discriminator"),
-            ("samples.gif", "The same latents at every picture of the run"),
-        ]
-        tables = {"The last record": last, "Settings": state.flat(self.config)}
-        events = [f"step {event['step']:,}: {event['message']}" for event in read_lines(folder.file(EVENTS))]
-        title = f"minigan: {os.path.basename(os.path.abspath(folder.path))}"
-        folder.draw("report", pictures.write_html, "report.html", title, tables, shown, events)
+            pictures.save_png(path, pictures.side_by_side(real, made[: len(real)]))
+
+        def report(path: str) -> None:
+            last = {name: f"{value:.4g}" for name, value in self.records[-1].items()} if self.records else {}
+            tables = {"The last record": last, "Settings": state.flat(self.config)}
+            events = [
+                f"step {each['step']:,}: {each.get('message')}" for each in read_lines(folder.file(EVENTS))
+            ]
+            title = f"minigan: {os.path.basename(os.path.abspath(folder.path))}"
+            pictures.write_html(path, title, tables, shown, events)
+
+        for name, caption, draw in (
+            ("compare.png", "Real samples beside generated ones", None if sampler.points else compare),
+            (
+                "curves.png",
+                "Losses, and the mean output of the discriminator",
+                (lambda path: pictures.loss_curves(path, self.records)) if self.records else None,
+            ),
+            (
+                "samples.gif",
+                "The same latents at every picture of the run",
+                lambda path: pictures.save_gif(path, folder.all_samples()),
+            ),
+        ):
+            if draw:
+                folder.draw(name, name, draw)
+                shown.append((name, caption))
+        folder.draw("report.html", "report.html", report)

@@ -3,7 +3,7 @@
 import contextlib
 import sys
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from minigan.errors import ExtraError
 from minigan.extras import needs
 
 Record = dict[str, Any]  # one line of metrics.jsonl
+LOGGED = ("d_loss", "g_loss", "penalty", "d_real", "d_fake")  # in every record, as means over its steps
 
 
 def say(text: str, error: bool = False) -> None:
@@ -27,8 +28,8 @@ def _write(stream: Any, text: str) -> None:
             stream.flush()
 
 
-class Progress(Protocol):
-    """Where a run tells how far it is."""
+class Progress:
+    """Where a run tells how far it is: here nowhere."""
 
     def update(self, record: Record) -> None:
         """Show the values of a step."""
@@ -40,20 +41,7 @@ class Progress(Protocol):
         """Leave the last state on the screen."""
 
 
-class Silence:
-    """Shows nothing."""
-
-    def update(self, record: Record) -> None:
-        """Show nothing."""
-
-    def note(self, text: str) -> None:
-        """Say nothing."""
-
-    def close(self) -> None:
-        """Leave nothing."""
-
-
-class Lines:
+class Lines(Progress):
     """One line about every tenth of the run, for logs and pipes."""
 
     def __init__(self, start: int, stop: int) -> None:
@@ -69,9 +57,6 @@ class Lines:
     def note(self, text: str) -> None:
         """Print the text among the lines, on standard error."""
         say(text, error=True)
-
-    def close(self) -> None:
-        """Leave the lines as they are."""
 
 
 class Screen:
@@ -92,7 +77,7 @@ class Screen:
         """Do nothing: what was written is."""
 
 
-class Bar:
+class Bar(Progress):
     """A live bar with the losses under it, on a terminal: the part of the whole run that is done, from step 0."""
 
     def __init__(self, start: int, stop: int, console: Any) -> None:

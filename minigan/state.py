@@ -1,6 +1,7 @@
 """The state of a run as a file: its arrays with what they belong to, and the newest good file of a folder."""
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -9,10 +10,12 @@ import numpy as np
 from minigan import checkpoint
 from minigan.backend import Array
 from minigan.errors import CheckpointError
+from minigan.report import LOGGED
 
 FORMAT = 2  # of what a file says besides its arrays; a reader refuses a newer one
 CHECKPOINTS = "checkpoints"  # the folder, in that of a run
-SUFFIX = ".safetensors"
+# Of what is read and removed there; others belong to somebody else. `final` is that of the first versions.
+NAMES = re.compile(r"(step_[0-9]{8,}|final)\.safetensors")
 
 About = dict[str, Any]
 
@@ -34,19 +37,21 @@ def write(path: str | os.PathLike[str], arrays: Mapping[str, Array], about: Mapp
     checkpoint.save(path, arrays, {"minigan": text})
 
 
-def read(path: str | os.PathLike[str]) -> tuple[dict[str, Array], About]:
+def read(path: str | os.PathLike[str]) -> Found:
     """The arrays of a file and what they belong to; `CheckpointError` if it is missing, damaged or not minigan's."""
-    about = read_about(path)
-    # Format 1 had one digest, of all arrays, among its settings.
-    arrays = checkpoint.load_all(path, sealed=about["format"] > 1)[0]
-    if about["format"] == 1:
+    name = os.fspath(path)
+    version = read_about(name)["format"]
+    arrays, metadata = checkpoint.load_all(name, sealed=version > 1)
+    about = _about(name, metadata)
+    # Format 1 had one digest, of all arrays, among its settings, and the step only among the arrays.
+    if version == 1:
         if checkpoint.digest(arrays) != about.get("sha256"):
-            raise CheckpointError(
-                f"{os.fspath(path)}: is damaged: its arrays do not have the SHA-256 in its header"
-            )
+            raise CheckpointError(f"{name}: is damaged: its arrays do not have the SHA-256 in its header")
         arrays.setdefault("rate_scale", np.array(1.0))
-        about["step"] = int(arrays.get("step", 0))
-    return arrays, about
+    step = arrays.get("step")
+    if step is None or step.shape or step.dtype.kind != "i" or (version > 1 and step != about["step"]):
+        raise CheckpointError(f"{name}: its array 'step' is {step}, its header says {about['step']}")
+    return Found(arrays, about | {"step": int(step)}, name)
 
 
 def read_about(path: str | os.PathLike[str]) -> About:
@@ -54,24 +59,50 @@ def read_about(path: str | os.PathLike[str]) -> About:
 
     Raises as `read` does.
     """
+    name = os.fspath(path)
+    return _about(name, checkpoint.read_metadata(name))
+
+
+def _about(name: str, metadata: Mapping[str, str]) -> About:
+    """What the header says, checked: a file may say anything."""
     import json
 
-    name = os.fspath(path)
     try:
-        about = dict(json.loads(checkpoint.read_metadata(name)["minigan"]))
-        version, about["config"] = int(about["format"]), dict(about["config"])
-        about["step"] = int(about.get("step", 0))
-    except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
+        about = json.loads(metadata["minigan"])
+        version = about["format"]
+        if _is_count(version) and version > FORMAT:
+            raise CheckpointError(
+                f"{name}: has format {version}, this minigan reads up to {FORMAT}: upgrade minigan"
+            )
+        about = {"step": 0, "faults": 0, "rows": [], "quality": None, "environment": {}, **about}
+        rows, first = about["rows"], about["config"].get("training", {}).get("first_step", 0)
+        right = {
+            "format": _is_count(version) and version > 0,
+            "environment": isinstance(about["environment"], dict),
+            "step": _is_count(about["step"]),
+            "first_step": _is_count(first) and first <= max(about["step"], FORMAT - version and first),
+            "faults": _is_count(about["faults"]),
+            "quality": about["quality"] is None or _is_finite(about["quality"]),
+            "rows": all(set(row) >= set(LOGGED) and all(map(_is_finite, row.values())) for row in rows),
+        }
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
         raise CheckpointError(f"{name}: has no settings of minigan in its header") from None
-    if version > FORMAT:
-        raise CheckpointError(
-            f"{name}: has format {version}, this minigan reads up to {FORMAT}: upgrade minigan"
-        )
+    wrong = [key for key, fine in right.items() if not fine]
+    if wrong:
+        raise CheckpointError(f"{name}: what its header says of {', '.join(wrong)} cannot be")
     return about
 
 
+def _is_count(x: Any) -> bool:
+    return type(x) is int and 0 <= x < 2**63
+
+
+def _is_finite(x: Any) -> bool:
+    return type(x) in (int, float) and abs(x) < 1e308
+
+
 def candidates(path: str | os.PathLike[str], note: Callable[[str], None]) -> list[tuple[About, str]]:
-    """What the files in a run folder say and their paths, the highest step first; or that of the file itself.
+    """What the checkpoints in a run folder say and their paths, the highest step first; or that of the file itself.
 
     The step is the one in the header: names and times may lie. Files that cannot be read are told to `note`, and
     raise `CheckpointError` if there is no other.
@@ -81,7 +112,7 @@ def candidates(path: str | os.PathLike[str], note: Callable[[str], None]) -> lis
         return [(read_about(name), name)]
     folder = os.path.join(name, CHECKPOINTS)
     try:
-        files = sorted(os.path.join(folder, file) for file in os.listdir(folder) if file.endswith(SUFFIX))
+        files = sorted(os.path.join(folder, file) for file in os.listdir(folder) if NAMES.fullmatch(file))
     except FileNotFoundError:
         files = []
     except OSError as error:
@@ -98,18 +129,22 @@ def candidates(path: str | os.PathLike[str], note: Callable[[str], None]) -> lis
     return sorted(found, key=lambda each: -each[0]["step"])
 
 
-def newest(path: str | os.PathLike[str], note: Callable[[str], None]) -> Found | None:
-    """The newest file of a run folder that is whole, or the file itself; `None` for a folder without any.
+def newest(path: str | os.PathLike[str], note: Callable[[str], None], due: bool = False) -> Found | None:
+    """The newest checkpoint of a run folder that is whole, or the file itself; `None` for a folder without any.
 
-    Damaged ones are told to `note` and passed over; `CheckpointError` if none is left.
+    With `due`, those are left out that an interruption left. Damaged ones are told to `note` and passed over;
+    `CheckpointError` if none is left.
     """
     errors = []
-    for _, file in candidates(path, note):
+    for about, file in candidates(path, note):
+        if due and not about.get("due"):
+            continue
         try:
-            return Found(*read(file), file)
+            return read(file)
         except CheckpointError as error:
             errors.append(str(error))
-            note(f"{error}; it is passed over")
+            if os.path.isdir(path):
+                note(f"{error}; it is passed over")
     if errors:
         raise CheckpointError("; ".join(errors[:3]))
     return None

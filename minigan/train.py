@@ -14,13 +14,14 @@ from minigan.data import Batches
 from minigan.errors import CheckpointError, ConfigError
 from minigan.folder import RunFolder
 from minigan.game import Game
-from minigan.loop import GRID, LOGGED, Loop, Plan
+from minigan.guard import Guard
+from minigan.loop import GRID, Loop, Plan
 from minigan.losses import Loss
 from minigan.nn import Module
 from minigan.ops.random import Stream
 from minigan.optim import Adam, Optimizer
 from minigan.penalties import Penalty
-from minigan.report import Record
+from minigan.report import LOGGED, Record
 from minigan.sampling import Sampler, positive
 from minigan.tensor import Tensor, asarray
 
@@ -182,6 +183,7 @@ class GAN:
             steps=steps, batch=batch, sample_every=sample_every, save_every=save_every, max_faults=max_faults
         )
         plan = Plan(steps, batch, sample_every, save_every, on_nonfinite, max_faults, self.game.steps)
+        guard = Guard(on_nonfinite, max_faults)
         stream = Stream(self.seed, "data")
         batches = Batches(data, batch, stream, self._sampler.shape, self._sampler.points)
         samples = batches.samples
@@ -201,15 +203,16 @@ class GAN:
                 found = state.newest(folder.path, notes.append) if resume else None
             if found:
                 plan = self._continue(found, plan, config)
-            shown = report.progress(self.game.steps, plan.stop) if progress else report.Silence()
+                config |= {"training": settings.plain(plan._asdict())}
+            shown = report.progress(self.game.steps, plan.stop) if progress else report.Progress()
             stack.callback(shown.close)
             if progress and self.game.share_fake:
                 report.say("one generated batch a step serves both players")
             count = min(len(samples), COMPARED, max(GRID, NUMBERS // samples[0].size))
             compared = Batches(samples, count, Stream(self.seed, "compared")).at(0)
-            loop = Loop(self, batches, compared, plan, config, folder, shown)
+            loop = Loop(self, batches, compared, plan, guard, config, folder, shown)
             if folder:
-                folder.configure(config | {"training": settings.plain(plan._asdict())})
+                folder.configure(config)
                 records = folder.rewind(self.game.steps)
             if found:
                 loop.resume(found, records, notes)
@@ -237,11 +240,16 @@ class GAN:
             raise CheckpointError(
                 f"{found.path}: is of another configuration: {'; '.join(wrong[:LISTED])}{rest}"
             )
+        plan = plan._replace(first_step=found.about["config"]["training"]["first_step"])
+        if found.about["step"] > plan.stop:
+            raise ConfigError(
+                f"steps is {plan.steps}: the run has made {found.about['step'] - plan.first_step} already"
+            )
         try:
             self.game.load_state(found.arrays)
         except CheckpointError as error:
             raise CheckpointError(f"{found.path}: {error}") from None
-        return plan._replace(first_step=int(found.about["config"]["training"]["first_step"]))
+        return plan
 
     def sample(self, n: int, seed: int = 0, raw: bool = False) -> Array:
         """`n` new samples, from the averaged weights or, with `raw`, the last ones.

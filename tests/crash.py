@@ -106,7 +106,8 @@ class Faults:
         self.folder, self.at, self.fault, self.times, self.log = folder, at, fault, times, log
         self.count = 0
         self.open_files: dict[int, str] = {}
-        self.unsynced: dict[int, int] = {}  # inode to a descriptor of our own
+        # Inode to a descriptor of our own, and the size of what has been flushed.
+        self.unsynced: dict[int, tuple[int, int]] = {}
         self.real = {name: getattr(os, name) for name in (*PATHS, *DESCRIPTORS, "open")}
         self.real_open = open
 
@@ -127,8 +128,9 @@ class Faults:
         if isinstance(self.fault, int):
             raise OSError(self.fault, os.strerror(self.fault), path)
         if self.fault == "power":
-            for descriptor in self.unsynced.values():
-                self.real["ftruncate"](descriptor, os.fstat(descriptor).st_size // 2)
+            for descriptor, flushed in self.unsynced.values():
+                size = os.fstat(descriptor).st_size
+                self.real["ftruncate"](descriptor, min(size, (flushed + size) // 2))
         os.kill(os.getpid(), signal.SIGKILL)
 
     def below(self, path: Any) -> str | None:
@@ -139,9 +141,9 @@ class Faults:
         return path if os.path.join(path, "").startswith(os.path.join(self.folder, "")) else None
 
     def wrote(self, descriptor: int) -> None:
-        inode = os.fstat(descriptor).st_ino
-        if inode not in self.unsynced:
-            self.unsynced[inode] = os.dup(descriptor)
+        status = os.fstat(descriptor)
+        if status.st_ino not in self.unsynced:
+            self.unsynced[status.st_ino] = os.dup(descriptor), status.st_size
 
     def _os_open(self, path: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
         name = self.below(path)
@@ -209,8 +211,8 @@ class Faults:
 
     def synced(self, descriptor: int) -> None:
         copy = self.unsynced.pop(os.fstat(descriptor).st_ino, None)
-        if copy is not None:
-            self.real["close"](copy)
+        if copy:
+            self.real["close"](copy[0])
 
     def closed(self, descriptor: int) -> None:
         self.open_files.pop(descriptor, None)

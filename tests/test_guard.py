@@ -1,6 +1,7 @@
 """NaN and infinities are found in the step in which they arise, change nothing, and are answered by the policy."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -134,7 +135,7 @@ GAMES: dict[str, dict[str, Any]] = {
     "alternating": {},
     "simultaneous": {"update": "simultaneous"},
     "penalty": {"penalty": mg.penalties.r1(0.1)},
-    "d_steps": {"d_steps": 1, "share_fake": True},
+    "one generated batch": {"share_fake": True},
 }
 
 
@@ -247,12 +248,26 @@ def test_no_policy_goes_on_for_ever(policy: str, monkeypatch: pytest.MonkeyPatch
     gan.game.require_finite()
 
 
-def test_weights_that_overflow_in_the_update_itself_are_never_saved(tmp_path: Any) -> None:
-    gan = small(optimizer=mg.optim.SGD(1e37))
+@pytest.mark.parametrize("policy", ["stop", "skip", "rollback"])
+@pytest.mark.parametrize("save_every", [1, 5, 40])
+def test_weights_that_overflow_in_the_update_itself_are_never_saved(
+    policy: str, save_every: int, tmp_path: Path
+) -> None:
+    gan = small(optimizer=mg.optim.SGD(lambda step: 1e38 if step == 12 else 1e-3))
     with pytest.raises(mg.NonFiniteError, match="diverged"):
-        fit(gan, out=tmp_path / "run", save_every=1)
+        fit(gan, out=tmp_path / "run", save_every=save_every, on_nonfinite=policy, max_faults=7)
+    assert gan.game.steps < 40
     for path in (tmp_path / "run" / "checkpoints").iterdir():
         assert all(np.isfinite(x).all() for x in mg.load(path).values())
+
+
+@pytest.mark.parametrize("policy", ["stop", "skip"])
+def test_an_average_that_is_not_finite_is_found(policy: str) -> None:
+    gan = small()
+    fit(gan, steps=5)
+    put(next(iter(gan.game.ema_generator.parameters().values())), NAN)
+    with pytest.raises(mg.NonFiniteError, match=r"generator: average\.layers\.0\.weight has 1 of 15"):
+        fit(gan, on_nonfinite=policy)
 
 
 def test_a_policy_has_to_exist() -> None:

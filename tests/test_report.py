@@ -50,7 +50,7 @@ def test_lines_of_a_run_that_is_over_or_goes_back(capsys: pytest.CaptureFixture[
 
 
 def test_silence(capsys: pytest.CaptureFixture[str]) -> None:
-    silence = report.Silence()
+    silence = report.Progress()
     silence.update(record(1))
     silence.note("step 1: D is dead")
     silence.close()

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,18 @@ import pytest
 from crash import Box
 
 import minigan as mg
-from minigan import loop, pictures, state, train
+from minigan import checkpoint, loop, pictures, state, train
 from minigan.checkpoint import digest
 from minigan.folder import KEPT, RunFolder, read_lines
+
+
+@pytest.fixture(autouse=True)
+def default_signals() -> Iterator[None]:
+    """Where tests run in the background, SIGINT is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
 
 IMAGES = (mg.data.digits()[0][:, ::2, ::2] * 255).astype(np.uint8)[:70]
 STEPS = 60
@@ -145,9 +154,6 @@ def test_a_rollback_after_an_interruption_is_the_same_rollback(
 ) -> None:
     """It goes back to the last checkpoint due, not to the one that the interruption left."""
 
-    def fail() -> None:
-        raise mg.NonFiniteError("generator: planted")
-
     runs = []
     for steps in ((), (18,)):
         out = tmp_path / f"run{len(runs)}"
@@ -160,6 +166,80 @@ def test_a_rollback_after_an_interruption_is_the_same_rollback(
     assert sha256(runs[0]) == sha256(runs[1])
     assert runs[0].game.rate_scale == 0.5
     assert without_times(tmp_path / "run0") == without_times(tmp_path / "run1")
+
+
+def interrupted(monkeypatch: pytest.MonkeyPatch, step: int, *arguments: Any, **settings: Any) -> None:
+    during(monkeypatch, step, interrupt())
+    with pytest.raises(KeyboardInterrupt):
+        fit(*arguments, **settings)
+
+
+def test_a_second_fit_may_be_interrupted_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = fit(gan=fit(steps=20), steps=40)
+    gan = fit(steps=20)
+    interrupted(monkeypatch, 33, tmp_path / "run", gan, steps=40)
+    for step in (43, 52):  # in a new process, and in the one that was interrupted
+        gan = gan if step == 52 else small()
+        interrupted(monkeypatch, step, tmp_path / "run", gan, steps=40, resume=True)
+    assert sha256(fit(tmp_path / "run", gan, steps=40, resume=True)) == sha256(expected)
+    assert gan.game.steps == 60
+
+
+def fail() -> None:
+    raise mg.NonFiniteError("generator: planted")
+
+
+@pytest.mark.parametrize("stops", [(), (22, 23, 24, 25)])
+def test_interruptions_do_not_push_out_what_a_rollback_goes_to(
+    stops: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    distances = iter([1.0, 9.0, 9.0, 9.0, 9.0, 9.0, 9.0])
+    monkeypatch.setattr(loop, "sliced_wasserstein", lambda *x: next(distances))
+    out, policy = tmp_path / "run", {"on_nonfinite": "rollback", "save_every": 10, "resume": True}
+    for step in stops:
+        interrupted(monkeypatch, step, out, **policy)
+    if stops:
+        assert checkpoints(out) == [0, 10, 20, 26]
+    during(monkeypatch, 28, fail)
+    run = small().fit(IMAGES, **{**PLAN, **policy, "out": out})
+    assert "back to step 20" in run.events[-1]["message"]
+
+
+def test_a_damaged_older_checkpoint_does_not_stop_a_rollback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    interrupted(monkeypatch, 32, out, on_nonfinite="rollback")
+    (out / "checkpoints" / "step_00000030.safetensors").write_bytes(b"")
+    during(monkeypatch, 40, fail)
+    run = small().fit(IMAGES, **PLAN, out=out, on_nonfinite="rollback", resume=True)
+    assert "back to step 15" in run.events[-1]["message"]
+
+
+def test_a_checkpoint_made_after_a_rollback_is_the_newest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, policy = tmp_path / "run", {"on_nonfinite": "rollback", "resume": True, "max_faults": 2}
+    interrupted(monkeypatch, 24, out, **policy)
+    for _ in range(2):
+        left = iter([fail, interrupt(), lambda: None])
+        real = mg.Game._generator_gradients
+
+        def acting(game: mg.Game, *arguments: Any, left: Any = left, real: Any = real) -> Any:
+            if game.steps in (26, 17):
+                next(left)()
+            return real(game, *arguments)
+
+        monkeypatch.setattr(mg.Game, "_generator_gradients", acting)
+        with pytest.raises(KeyboardInterrupt):
+            fit(out, **policy)
+        monkeypatch.setattr(mg.Game, "_generator_gradients", real)
+        assert checkpoints(out) == [0, 15, 18]
+    found = state.newest(out, print)
+    assert found is not None and found.about["faults"] == 2 and found.arrays["rate_scale"] == 0.25
+    during(monkeypatch, 26, fail)
+    with pytest.raises(mg.NonFiniteError, match="diverged 3 times"):  # counted over all processes
+        fit(out, **policy)
 
 
 def test_resume_starts_where_there_is_nothing(whole: tuple[str, Path], tmp_path: Path) -> None:
@@ -271,9 +351,12 @@ def test_old_checkpoints_beyond_number_do_not_matter(whole: tuple[str, Path], tm
     fit(out, steps=15)
     data = (out / "checkpoints" / "step_00000015.safetensors").read_bytes()
     for number in range(300):
-        (out / "checkpoints" / f"old_{number}.safetensors").write_bytes(data)
+        (out / "checkpoints" / f"step_{90_000_000 + number}.safetensors").write_bytes(data)
+    for name in ("mine.safetensors", "notes.txt"):
+        (out / "checkpoints" / name).write_bytes(b"x")
     assert sha256(fit(out, resume=True)) == whole[0]
-    assert len(checkpoints(out)) <= KEPT + 1
+    left = os.listdir(out / "checkpoints")
+    assert {"mine.safetensors", "notes.txt"} < set(left) and len(left) <= KEPT + 3
 
 
 # Signals
@@ -512,7 +595,7 @@ def test_pictures_and_metrics_that_fail_do_not_end_a_run(
     run = gan.fit(IMAGES, **PLAN, out=tmp_path / "run")
     assert sha256(gan) == whole[0]
     told = [event["event"] for event in run.events]
-    assert len(told) == len(set(told)) and {"no pictures", "no metrics", "no loss curves"} <= set(told)
+    assert len(told) == len(set(told)) and {"no pictures", "no metrics.jsonl", "no curves.png"} <= set(told)
     assert all("No space left" in e["message"] for e in run.events if e["event"] == "no pictures")
 
 
@@ -520,6 +603,103 @@ def test_a_read_only_place(tmp_path: Path) -> None:
     for out in (Path("/proc/run"), tmp_path / "x" / ("a" * 300)):
         with pytest.raises(mg.ConfigError, match="cannot be made a run folder"):
             fit(out)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+@pytest.mark.parametrize(
+    "name", ["metrics.jsonl", "events.jsonl", "samples/step_000007.png", ".lock", "config.toml"]
+)
+def test_pipes_in_a_folder_do_not_hang(name: str, whole: tuple[str, Path], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    fit(out, steps=15)
+    (out / name).unlink(missing_ok=True)
+    os.mkfifo(out / name)
+    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_runs as t; "
+    code += f"import pathlib; print(t.sha256(t.fit(pathlib.Path({str(out)!r}), resume=True)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    if name in (".lock", "config.toml"):
+        assert "minigan.errors.ConfigError: " in done.stderr and "not a file" in done.stderr
+    else:
+        assert done.stdout.strip() == whole[0], done.stderr
+
+
+def test_a_lock_that_leads_elsewhere_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").symlink_to(tmp_path / "precious")
+    with pytest.raises(mg.ConfigError, match="cannot be made a run folder"):
+        fit(tmp_path / "run")
+    assert (tmp_path / "precious").read_text() == "mine"
+
+
+def test_odd_places(tmp_path: Path) -> None:
+    with pytest.raises(mg.ConfigError, match="cannot be made a run folder"):
+        small().fit(IMAGES, **PLAN, out="a\0b")
+    with pytest.raises(mg.ConfigError, match="ignore"):
+        fit(tmp_path / "run", on_nonfinite="ignore")
+    assert not (tmp_path / "run").exists()
+
+
+def test_fewer_steps_than_were_made_are_refused(tmp_path: Path) -> None:
+    plain = {"optimizer": mg.optim.Adam(1e-3)}
+    fit(tmp_path / "run", small(**plain), steps=20)
+    with pytest.raises(mg.ConfigError, match="steps is 10: the run has made 20 already"):
+        fit(tmp_path / "run", small(**plain), steps=10, resume=True)
+    assert tomllib.loads((tmp_path / "run" / "config.toml").read_text())["training"]["steps"] == 20
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [{"rows": x} for x in (5, None, "x", [5], [{"d_loss": 1}], [dict.fromkeys(loop.LOGGED, "x")])]
+    + [{"faults": x} for x in ("x", None, [], 1.5, -(10**9), 10**30)]
+    + [{"quality": x} for x in ("x", {}, [1], True)]
+    + [{"environment": x} for x in (5, "x", None, [1])]
+    + [{"format": x} for x in ("2", 0, -1, 1.0, None)]
+    + [{"step": x} for x in (-1, 10, 10**30, "x", None)]
+    + [{"config": x} for x in (None, 5, {"training": 5}, {"training": {"first_step": "x"}})]
+    + [{"config": {"training": {"first_step": x}}} for x in (None, [1], -5, 0.5, 10**30)],
+    ids=str,
+)
+def test_a_header_that_lies_is_found(lie: dict[str, Any], whole: tuple[str, Path], tmp_path: Path) -> None:
+    path = whole[1] / "checkpoints" / "step_00000060.safetensors"
+    about = state.read(path).about
+    if isinstance(lie.get("config"), dict):
+        lie = {"config": about["config"] | lie["config"]}
+    mg.save(tmp_path / "a.safetensors", mg.load(path), None)
+    checkpoint.save(tmp_path / "a.safetensors", mg.load(path), {"minigan": json.dumps(about | lie)})
+    for read in (state.read, train.restore, train.sampler):
+        with pytest.raises(mg.CheckpointError, match=r"a\.safetensors: "):
+            read(tmp_path / "a.safetensors")
+
+
+def test_warnings_and_events_are_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "run"
+
+    def still() -> mg.GAN:
+        gan = small(optimizer=mg.optim.SGD(0.0), noise=0.0, penalty=None)
+        for x in gan.game.discriminator.parameters().values():
+            x.array[...] = 0
+        return gan
+
+    settings = {"steps": 600, "save_every": 400, "on_nonfinite": "skip", "resume": True}
+    during(monkeypatch, 450, fail)
+    real = RunFolder.keep
+
+    def killed(folder: RunFolder, arrays: Any, about: Any) -> str:
+        if about["step"] == 600:
+            raise RuntimeError("as if killed")
+        return real(folder, arrays, about)
+
+    monkeypatch.setattr(RunFolder, "keep", killed)
+    with pytest.raises(RuntimeError):
+        fit(out, still(), **settings)
+    monkeypatch.setattr(RunFolder, "keep", real)
+    during(monkeypatch, 450, fail)
+    fit(out, still(), **settings)
+    kinds = [event["event"] for event in read_lines(str(out / "events.jsonl"))]
+    assert sorted(kinds) == ["dead discriminator", "resumed", "skipped"]
 
 
 def test_a_line_that_was_cut_off_is_dropped(whole: tuple[str, Path], tmp_path: Path) -> None:

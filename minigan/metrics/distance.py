@@ -29,7 +29,7 @@ def sliced_wasserstein(x: Array, y: Array, directions: int = 64, seed: int = 0) 
     """
     if x.shape != y.shape or x.ndim < 2 or 0 in x.shape:
         raise ShapeError(f"sliced_wasserstein: shapes {x.shape} and {y.shape}, expected the same (N, ...)")
-    flat = [a.reshape(len(a), -1) for a in (x, y)]
+    flat = [a.reshape(len(a), -1).astype(np.result_type(a, np.float32)) for a in (x, y)]
     axes = Stream(seed, "directions").normal((flat[0].shape[1], directions), dtype=np.float64).numpy()
     axes = axes / np.linalg.norm(axes, axis=0)
     first, second = (np.sort(a @ axes.astype(a.dtype), axis=0) for a in flat)

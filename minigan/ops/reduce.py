@@ -172,6 +172,8 @@ def all_finite(tensors: Sequence[TensorLike]) -> Tensor:
     >>> mg.ops.all_finite([mg.tensor([1.0, 2.0]), mg.tensor(float("inf"))]).item()
     False
     """
+    if not tensors:
+        return lift(np.True_)
     return apply(_all_finite, *[lift(x) for x in tensors])  # type: ignore[no-any-return]
 
 
