@@ -126,6 +126,7 @@ def train(
 ) -> int:
     """Train a GAN. Pictures, curves, metrics and weights go to a run folder; what is not given is as in the preset."""
     backend.device_name(None if device == "auto" else device)
+    _not_empty(PRESET=preset, data=source, data_dir=data_dir, out=out, resume=resume)
     name, table = _settings(preset, out, resume, source)
     plan: dict[str, Any] = {"steps": steps, "batch": batch, "on_nonfinite": on_nonfinite}
     plan |= {"sample_every": sample_every, "save_every": save_every}
@@ -137,6 +138,10 @@ def train(
     if table == presets.table("images") and found.samples.ndim == 2:
         name, table = "points", presets.table("points")
     config = presets.adjusted(table, **changes, shape=found.samples.shape[1:])
+    makes_points = config["generator"]["output"] is None and len(config["generator"]["shape"]) == 1
+    if makes_points != (found.samples.ndim == 2):
+        held, made = ("images", "points") if makes_points else ("points", "images")
+        raise ConfigError(f"{found.name} holds {held}, but {name} makes {made}: use the preset {held}")
     if not resume:
         _check_repeated(name, config, found)
     gan, training = build(config), config["training"]
@@ -176,6 +181,14 @@ def train(
     return 0
 
 
+def _not_empty(**texts: str | None) -> None:
+    """An empty text is a mistake, such as of a variable of the shell that is not set."""
+    for name, text in texts.items():
+        if text == "":
+            option = name if name.isupper() else f"--{name.replace('_', '-')}"
+            raise ConfigError(f"{option} is empty")
+
+
 def _given(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
 
@@ -190,7 +203,7 @@ def _settings(
                 f"--resume {resume} has its own settings and folder: leave out {preset or '--out'}"
             )
         if not os.path.isdir(resume):
-            raise ConfigError(f"--resume {resume}: there is no such folder")
+            raise ConfigError(f"--resume {resume}: there is no such folder; it takes that of a run")
         return os.path.basename(os.path.abspath(resume)), presets.read(resume)
     name = preset or ("images" if source else "digits")
     if name in presets.PRESETS or not (name.endswith(".toml") or os.path.exists(name)):
@@ -273,13 +286,14 @@ def sample(
     debug: Debug = False,
 ) -> None:
     """Draw samples from a trained generator: images (N, H, W, C) in [0, 1], or points (N, P)."""
+    _not_empty(RUN=run, out=out)
     suffix = os.path.splitext(out)[1].lower()
     if suffix not in (".png", ".npz"):
         raise ConfigError(f"--out {out}: expected a name that ends in .png (a picture) or .npz (an array)")
     if not os.path.isdir(os.path.dirname(out) or "."):
         raise ConfigError(f"--out {out}: there is no folder {os.path.dirname(out)}")
     source = sampler(run, raw=raw)
-    rows = max(1, round(n / COLUMNS))
+    rows = -(-n // COLUMNS)
     samples = source.interpolate(rows, COLUMNS, seed) if interpolate else source.sample(n, seed)
     if suffix == ".npz":
         with replacing(out) as file:
@@ -294,6 +308,7 @@ def sample(
 @app.command()
 def inspect(run: Run, debug: Debug = False) -> None:
     """Show what a run or a checkpoint is: networks, settings, curves, events."""
+    _not_empty(RUN=run)
     found = state.newest(run, lambda note: say(f"minigan: note: {_clean(note)}", error=True))
     if found is None:
         raise CheckpointError(f"{run}: has no checkpoint")
@@ -386,6 +401,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         # Usage errors of typer, which carries click within itself in some versions, and depends on it in others.
         if hasattr(error, "format_message"):
+            if not error.format_message():  # help was asked for, and shown
+                return 2
             return _fail(f"{error.format_message().rstrip('.')} (see minigan --help)", 2)
         if isinstance(error, MiniganError):
             return _fail(str(error), next((code for family, code in EXITS if isinstance(error, family)), 1))

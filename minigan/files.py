@@ -60,20 +60,22 @@ def replacing(path: Path, durable: bool = True) -> Iterator[IO[bytes]]:
     """
     target = os.path.realpath(os.fsdecode(path))
     if os.path.exists(target) and not os.path.isfile(target):
-        raise OSError(None, "exists and is not a file")
+        raise OSError(None, "exists and is not a file", os.fsdecode(path))
     folder = os.path.dirname(target)  # also the temporary's: renaming works within a disk only
     temporary = os.path.join(folder, os.urandom(8).hex().join(TEMPORARY))
-    descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | _BINARY, 0o666)
     try:
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | _BINARY, 0o666)
         with open(descriptor, "w+b") as file:
             yield file
             file.flush()
             if durable:
                 os.fsync(descriptor)
         os.replace(temporary, target)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):  # it may be renamed already, if a signal arrived just then
             os.unlink(temporary)
+        if isinstance(error, OSError) and error.errno:
+            error.filename = os.fsdecode(path)  # not that of the temporary, which nobody knows
         raise
     if durable and os.name == "posix":  # the new name is on the disk only when the folder is
         descriptor = os.open(folder, os.O_RDONLY)

@@ -28,7 +28,7 @@ from minigan.ops import sigmoid
 from minigan.report import LOGGED, Progress, Record
 from minigan.sampling import Sampler
 from minigan.tape import no_grad
-from minigan.tensor import asarray
+from minigan.tensor import Tensor, asarray
 
 LOG_EVERY = 10  # steps that one record is the mean of
 GRID, BESIDE = 100, 49  # samples in a picture, and of each kind in one of real beside generated
@@ -325,16 +325,19 @@ class Loop:
 
     def _judge(self, points: Array) -> Array:
         """The discriminator's probability that points are real, (N, P) to (N,)."""
+
+        def logits(x: Array) -> Tensor:
+            return self.gan.game.discriminator(asarray(x.astype(self.gan.sampler().dtype)))
+
         with no_grad():
-            logits = self.gan.game.discriminator(asarray(points.astype(self.compared.dtype)))
-            return sigmoid(logits).numpy()[:, 0]
+            # Losses of pairs leave a constant open: the mean over the data is put at 0.
+            shift = logits(self.compared).mean() if self.gan.game.loss.paired else 0.0
+            return sigmoid(logits(points) - shift).numpy()[:, 0]
 
     def _draw_summary(self, folder: RunFolder) -> None:
         """What is drawn once, at the end."""
-        sampler, shown = (
-            self.gan.sampler(),
-            [(folder.samples(self.gan.game.steps), "Samples after the last step")],
-        )
+        sampler, frames = self.gan.sampler(), folder.all_samples()
+        shown = [(folder.samples(self.gan.game.steps), "Samples after the last step")]
 
         def compare(path: str) -> None:
             made = sampler.sample(BESIDE, self.gan.seed)
@@ -360,7 +363,7 @@ class Loop:
             (
                 "samples.gif",
                 "The same latents at every picture of the run",
-                lambda path: pictures.save_gif(path, folder.all_samples()),
+                (lambda path: pictures.save_gif(path, frames)) if frames else None,
             ),
         ):
             if draw:

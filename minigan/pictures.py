@@ -18,6 +18,7 @@ from minigan.report import Record, column
 
 # Okabe and Ito's colours, told apart with any kind of colour vision.
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+MOST_PIXELS = 2**26  # of a grid
 SHADE = 110  # grey of the lines between samples: visible beside black and white
 FRAMES = 60  # in an animation, at most
 POINTS = 2000  # of a kind in a plot, at most: more hide what is below them
@@ -46,6 +47,10 @@ def image_grid(samples: Any, columns: int | None = None, scale: int | None = Non
     scale = scale or max(1, round(48 / max(height, width)))
     line = max(1, scale // 3)
     rows = -(-count // columns)
+    if rows * columns * height * width * scale**2 > MOST_PIXELS:
+        raise DataError(
+            f"{count:,} samples of {height}x{width} are more than a picture of {MOST_PIXELS:,} pixels holds"
+        )
     if images.dtype != np.uint8:
         images = (np.clip(np.nan_to_num(images), 0, 1) * 255 + 0.5).astype(np.uint8)
     pixels = images.repeat(scale, axis=1).repeat(scale, axis=2)

@@ -149,14 +149,16 @@ def read(path: str) -> dict[str, Any]:
     file = os.path.join(path, "config.toml") if os.path.isdir(path) else path
     try:
         if not os.path.isfile(file):  # a pipe would keep us waiting
-            raise ConfigError(f"{file}: there is no such file")
+            raise ConfigError(f"{file}: there is no such file of settings; data is given with --data")
         with open(file, "rb") as opened:
             given = tomllib.load(opened)
     except OSError as error:
         raise ConfigError(f"{file}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise (
-            error if isinstance(error, ConfigError) else ConfigError(f"{file}: is no TOML: {error}")
+            error
+            if isinstance(error, ConfigError)
+            else ConfigError(f"{file}: is no TOML: {error}; data is given with --data")
         ) from None
     try:
         base = table(given.pop("preset")) if "preset" in given else {}

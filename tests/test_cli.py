@@ -306,18 +306,64 @@ def test_resume_auto_starts_and_goes_on(capsys: pytest.CaptureFixture[str]) -> N
     assert sorted(os.listdir()) == ["other", "runs"] and os.listdir("runs") == ["digits"]
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", ""],
+        ["train", "--resume", ""],
+        ["train", "--out", ""],
+        ["train", "--data", ""],
+        ["sample", ""],
+        ["inspect", ""],
+    ],
+)
+def test_empty_texts_are_mistakes(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(arguments) == 2
+    assert one_line(capsys).endswith(" is empty\n")
+    assert os.listdir() == []
+
+
+def test_data_that_cannot_be_drawn_leaves_nothing_behind(capsys: pytest.CaptureFixture[str]) -> None:
+    np.save("first.npy", np.random.default_rng(0).random((9, 3, 8, 8)))
+    assert cli.main(["train", "--data", "first.npy", "--steps", "2"]) == 3
+    assert "expected 1 or 3 channels, which come last; use np.moveaxis(images, 1, -1)" in one_line(capsys)
+    assert os.listdir() == ["first.npy"]
+
+
+def test_help_without_arguments_is_help_only(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == cli.main(["data"]) == 2
+    assert capsys.readouterr().err.count("minigan:") == 0
+
+
+def test_samples_go_to_a_file_or_one_line_says_why(run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkdir("d.png")
+    os.mkfifo("p.png")
+    for out, message in (
+        ("d.png", "d.png: exists and is not a file"),
+        ("p.png", "p.png: exists and is not a file"),
+        ("/proc/x.png", "/proc/x.png: No such file"),
+    ):
+        assert cli.main(["sample", run, "--out", out]) == 1
+        assert message in one_line(capsys)
+    assert cli.main(["sample", run, "-n", "100000", "--out", "a.png"]) == 3
+    assert "more than a picture of" in one_line(capsys)
+    assert cli.main(["sample", run, "-n", "20", "--interpolate", "--out", "a.npz"]) == 0
+    with np.load("a.npz") as file:
+        assert len(file["samples"]) == 24  # whole rows
+
+
 def test_a_run_is_not_resumed_with_other_settings(run: str, capsys: pytest.CaptureFixture[str]) -> None:
     before = {
         path: path.read_bytes() for path in Path(run).rglob("*") if path.suffix in (".toml", ".safetensors")
     }
-    for options, message in (
-        (["--lr", "0.5"], "optimizer.lr.lr"),
-        (["--batch", "8"], "training.batch"),
-        (["--seed", "9"], "seed"),
-        (["--steps", "30"], "optimizer.lr.steps"),
-        (["--data", "ring"], ""),
+    for options, code, message in (
+        (["--lr", "0.5"], 4, "optimizer.lr.lr"),
+        (["--batch", "8"], 4, "training.batch"),
+        (["--seed", "9"], 4, "seed"),
+        (["--steps", "30"], 4, "optimizer.lr.steps"),
+        (["--data", "ring"], 2, "ring holds points, but digits makes images: use the preset points"),
     ):
-        assert cli.main(["train", "--resume", run, *options]) in (3, 4)
+        assert cli.main(["train", "--resume", run, *options]) == code
         assert message in capsys.readouterr().err
     assert all(path.read_bytes() == data for path, data in before.items())
 
@@ -454,7 +500,9 @@ def test_inspect_believes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
         ({"seed": 10**30}, 4),
         ({"a": json.loads("[" * 300 + "]" * 300)}, 4),
     ):
-        state.write("a.safetensors", {"generator.x": np.zeros(3)}, {"config": config, "step": 0})
+        state.write(
+            "a.safetensors", {"generator.x": np.zeros(3), "step": np.array(0)}, {"config": config, "step": 0}
+        )
         assert cli.main(["inspect", "a.safetensors"]) == code
         printed = capsys.readouterr()
         assert ("generator  # 3 parameters\n" in printed.out) == (code == 0)

@@ -721,6 +721,15 @@ def test_old_formats_are_read() -> None:
     assert np.array_equal(train.sampler(path).sample(2), gan.sample(2))
 
 
+def test_format_2_is_read() -> None:
+    """A fixture that later versions have to read too."""
+    path = Path(__file__).parent / "fixtures" / "checkpoint_format_2.safetensors"
+    found = state.read(path)
+    assert found.about["step"] == 3 and found.about["config"]["loss"] == "non_saturating"
+    assert digest(found.arrays) == "b1caf59b8163330ed0cecc2f5481430a9c40bfb99d54a1e9c481397f7cf0b035"
+    assert train.restore(path).game.steps == 3
+
+
 def test_samples_need_the_generator_only(tmp_path: Path) -> None:
     own = dataclasses.replace(mg.losses.table["hinge"], name="mine")
     gan = fit(

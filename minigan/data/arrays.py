@@ -123,6 +123,9 @@ def _member(archive: "ZipFile", info: "ZipInfo", size: int, name: str) -> Array:
         raise DataError(f"{name}: compression {info.compress_type}: expected 0 or 8 as numpy.savez writes")
     most = RATIO * min(info.compress_size, size) + ROOM
     if info.file_size > most:
-        raise DataError(f"{name}: claims to hold {info.file_size} bytes, at most {most} are believed")
+        raise DataError(
+            f"{name}: claims to hold {info.file_size} bytes, compressed to {info.compress_size}: at most {most} are"
+            " believed; save it without compression"
+        )
     with archive.open(info) as member:
         return _array(Reader(name, member.read, info.file_size, info.file_size))

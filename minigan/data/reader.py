@@ -65,7 +65,10 @@ class Reader:
             raise DataError(f"{self.name}: {len(shape)} axes at byte {self.at}: expected up to {MOST_AXES}")
         size, start = math.prod(shape) * dtype.itemsize, self.at
         if not self.least <= start + size <= self.most:
-            room = f"{self.most - start}" + ("" if self.least == self.most else " at most")
+            believed = (
+                " at most, for how little was compressed: it is cut off, or has to be stored uncompressed"
+            )
+            room = f"{self.most - start}" + ("" if self.least == self.most else believed)
             raise DataError(
                 f"{self.name}: {dtype.name} of shape {shape} takes {size} bytes from byte {start}, there are {room}"
             )

@@ -193,6 +193,11 @@ def _with_labels(path: str) -> tuple[Array, Array | None]:
 
 def _checked(samples: Array, labels: Array | None, known: Known | None) -> tuple[Array, Array | None]:
     samples = as_points(samples) if samples.ndim == 2 else as_images(samples)
+    if samples.ndim == 4 and samples.shape[3] not in (1, 3):
+        hint = "; use np.moveaxis(images, 1, -1)" if samples.shape[1] in (1, 3) else ""
+        raise DataError(
+            f"images of shape {samples.shape[1:]} each: expected 1 or 3 channels, which come last{hint}"
+        )
     if known and samples.shape[1:] != (28, 28, 1):
         raise DataError(f"images of shape {samples.shape[1:]} each: expected (28, 28, 1)")
     labels = None if labels is None else as_labels(labels, len(samples), 10 if known else 1 << 31)
