@@ -264,6 +264,19 @@ def _scattered(a: np.ndarray) -> np.ndarray:
 
 FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any], tuple[Any, ...], int]] = {
     "absolute": (ops.absolute, np.abs, (A,), 2),
+    "all_finite": (lambda *xs: ops.all_finite(xs), lambda *xs: np.bool_(True), (A, ROW), 0),
+    "all_finite of NaN": (
+        lambda *xs: ops.all_finite(xs),
+        lambda *xs: np.bool_(False),
+        (A, np.array([0.0, np.nan])),
+        0,
+    ),
+    "all_finite of infinity": (
+        lambda *xs: ops.all_finite(xs),
+        lambda *xs: np.bool_(False),
+        (A, np.array(-np.inf)),
+        0,
+    ),
     "add": (ops.add, np.add, (A, ROW), 2),
     "argmax": (ops.argmax, np.argmax, (A,), 0),
     "argmax, axis": (lambda x: ops.argmax(x, 0), lambda x: np.argmax(x, 0), (A,), 0),
