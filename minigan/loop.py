@@ -182,9 +182,7 @@ class Loop:
         game = self.gan.game
         if not self.resumed:
             self._draw_samples()
-            self._save(
-                due=True, required=True
-            )  # a folder that cannot take one is found before the first step
+            self._save(due=True, required=True)  # so a disk that is full is found before the first step
         self.good = self._last_good()
         with stopping() as stops:
             while game.steps < self.plan.stop and not stops.number:
@@ -247,6 +245,7 @@ class Loop:
             self.good = self._last_good()
 
     def _due(self, every: int) -> bool:
+        """Whether this is one of every so many steps of the run, or the last."""
         step = self.gan.game.steps
         return (step - self.plan.first_step) % every == 0 or step == self.plan.stop
 

@@ -1,5 +1,6 @@
 """Settings as tables: what they may hold, what is missing in them, and that they give the same networks again."""
 
+import contextlib
 import copy
 import inspect
 import json
@@ -11,10 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import tomli_w
+from hostile import mutations
 from hypothesis import given, strategies as st
 
 import minigan as mg
 from minigan import presets, settings, train
+from minigan.errors import ConfigError
 from minigan.loop import Plan
 
 NETWORKS = {
@@ -421,3 +424,12 @@ def test_wrong_files_of_settings(text: str, message: str, tmp_path: Path) -> Non
         presets.read(str(path))
     with pytest.raises(mg.ConfigError, match=r"none\.toml: there is no such file"):
         presets.read(str(tmp_path / "none.toml"))
+
+
+@pytest.mark.parametrize("count", [1_000, pytest.param(100_000, marks=pytest.mark.slow)])
+def test_damaged_files_of_settings(count: int, tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    for data in mutations(tomli_w.dumps(settings.plain(presets.config("digits"))).encode(), count, seed=0):
+        path.write_bytes(data)
+        with contextlib.suppress(ConfigError):
+            presets.adjusted(presets.read(str(path)))
