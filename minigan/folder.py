@@ -75,7 +75,8 @@ class RunFolder:
         return self
 
     def __exit__(self, *error: object) -> None:
-        os.close(self._lock)
+        with contextlib.suppress(OSError):  # it is closed whatever the system answers
+            os.close(self._lock)
 
     def configure(self, config: Mapping[str, Any]) -> None:
         """Write the settings; `ConfigError` if that is not possible."""
