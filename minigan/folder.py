@@ -42,12 +42,11 @@ class RunFolder:
         self._failed: set[str] = set()
         try:
             os.makedirs(path, exist_ok=True)
-            self._require_room(
-                resume
-            )  # before the lock is made, which would be left in a folder of something else
+            # Twice: before the lock is made, which would be left in a folder of something else, and with the lock.
+            self._require_room(resume)
             self._lock = _locked(self.file(LOCK), path)
             try:
-                self._require_room(resume)  # somebody may have begun a run meanwhile
+                self._require_room(resume)
                 for folder in (SAMPLES, state.CHECKPOINTS):
                     os.makedirs(self.file(folder), exist_ok=True)
             except BaseException:

@@ -80,7 +80,7 @@ def _about(name: str, metadata: Mapping[str, str]) -> About:
             "format": _is_count(version) and version > 0,
             "environment": isinstance(about["environment"], dict),
             "step": _is_count(about["step"]),
-            "first_step": _is_count(first) and first <= max(about["step"], FORMAT - version and first),
+            "first_step": _is_count(first) and (first <= about["step"] or version == 1),
             "faults": _is_count(about["faults"]),
             "quality": about["quality"] is None or _is_finite(about["quality"]),
             "rows": all(set(row) >= set(LOGGED) and all(map(_is_finite, row.values())) for row in rows),
