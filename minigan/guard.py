@@ -1,7 +1,8 @@
 """What a run does when it goes wrong: an answer to NaN and infinities, and warnings before it comes to that."""
 
 from collections import deque
-from statistics import median
+
+import numpy as np
 
 from minigan.errors import ConfigError, NonFiniteError
 from minigan.report import Record
@@ -67,8 +68,11 @@ class Watch:
         signs = []
         for name, past in self.losses.items():
             size = abs(record[name])
-            if len(past) >= 10 and size > DIVERGED * max(median(past), LEAST):
-                text = f"{name} is {record[name]:.4g}, {DIVERGED:,.0f} times its median of {median(past):.4g} or more"
+            usual = float(np.median(past)) if len(past) >= 10 else size
+            if size > DIVERGED * max(usual, LEAST):
+                text = (
+                    f"{name} is {record[name]:.4g}, {DIVERGED:,.0f} times its median of {usual:.4g} or more"
+                )
                 signs.append(("divergence", f"{text}: lower the learning rates, or raise the penalty"))
             past.append(size)
         if self._lasts("won", record, abs(record["d_loss"]) < 1e-8):

@@ -1,7 +1,6 @@
 """The state of a run as a file: its arrays with what they belong to, and the newest good file of a folder."""
 
 import os
-import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -14,8 +13,6 @@ from minigan.report import LOGGED
 
 FORMAT = 2  # of what a file says besides its arrays; a reader refuses a newer one
 CHECKPOINTS = "checkpoints"  # the folder, in that of a run
-# Of what is read and removed there; others belong to somebody else. `final` is that of the first versions.
-NAMES = re.compile(r"(step_[0-9]{8,}|final)\.safetensors")
 
 About = dict[str, Any]
 
@@ -112,7 +109,7 @@ def candidates(path: str | os.PathLike[str], note: Callable[[str], None]) -> lis
         return [(read_about(name), name)]
     folder = os.path.join(name, CHECKPOINTS)
     try:
-        files = sorted(os.path.join(folder, file) for file in os.listdir(folder) if NAMES.fullmatch(file))
+        files = sorted(os.path.join(folder, file) for file in os.listdir(folder) if _is_ours(file))
     except FileNotFoundError:
         files = []
     except OSError as error:
@@ -127,6 +124,14 @@ def candidates(path: str | os.PathLike[str], note: Callable[[str], None]) -> lis
     if errors and not found:
         raise CheckpointError("; ".join(errors[:3]))
     return sorted(found, key=lambda each: -each[0]["step"])
+
+
+def _is_ours(file: str) -> bool:
+    """Whether a file is one of those that are read and removed; `final` is that of the first versions."""
+    name, suffix = os.path.splitext(file)
+    number = name.removeprefix("step_")
+    ours = name == "final" or (number != name and len(number) >= 8 and number.isdecimal())
+    return ours and suffix == ".safetensors"
 
 
 def newest(path: str | os.PathLike[str], note: Callable[[str], None], due: bool = False) -> Found | None:

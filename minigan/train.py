@@ -4,7 +4,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -12,10 +12,7 @@ from minigan import checkpoint, report, settings, state
 from minigan.backend import Array, one_blas_thread
 from minigan.data import Batches
 from minigan.errors import CheckpointError, ConfigError
-from minigan.folder import RunFolder
 from minigan.game import Game
-from minigan.guard import Guard
-from minigan.loop import GRID, Loop, Plan
 from minigan.losses import Loss
 from minigan.nn import Module
 from minigan.ops.random import Stream
@@ -24,6 +21,9 @@ from minigan.penalties import Penalty
 from minigan.report import LOGGED, Record
 from minigan.sampling import Sampler, positive
 from minigan.tensor import Tensor, asarray
+
+if TYPE_CHECKING:
+    from minigan.loop import Plan
 
 SMALL_PRODUCT = 2**24  # multiply-adds of the largest matrix product up to which a second thread does not pay
 # Samples of the data that those of the generator are compared with: so many, but no more numbers than that.
@@ -179,6 +179,11 @@ class GAN:
             `CheckpointError` if the first or the last checkpoint cannot be written, or the one to resume is damaged
             or of another configuration, with the differences.
         """
+        # Not at the top: all that belongs to runs would be a tenth of the time to import minigan.
+        from minigan.folder import RunFolder
+        from minigan.guard import Guard
+        from minigan.loop import GRID, Loop, Plan
+
         positive(
             steps=steps, batch=batch, sample_every=sample_every, save_every=save_every, max_faults=max_faults
         )
@@ -221,14 +226,14 @@ class GAN:
             loop.records, None if out is None else os.fspath(out), time.perf_counter() - begun, loop.events
         )
 
-    def _full_config(self, plan: Plan, samples: Array, source: str | Mapping[str, Any]) -> dict[str, Any]:
+    def _full_config(self, plan: "Plan", samples: Array, source: str | Mapping[str, Any]) -> dict[str, Any]:
         """All settings of a run: of the GAN, of the training, and what its data is."""
         about = {"source": source} if isinstance(source, str) else dict(source)
         about |= {"shape": list(samples.shape), "dtype": samples.dtype.name}
         about["sha256"] = checkpoint.digest({"images": samples})
         return settings.plain(self.config() | {"training": plan._asdict(), "data": about})  # type: ignore[no-any-return]
 
-    def _continue(self, found: state.Found, plan: Plan, config: Mapping[str, Any]) -> Plan:
+    def _continue(self, found: state.Found, plan: "Plan", config: Mapping[str, Any]) -> "Plan":
         """Take over the state of a checkpoint, if it is of this configuration; gives the plan it belongs to."""
         try:
             have, want = (_decisive(each) for each in (found.about["config"], config))

@@ -83,7 +83,7 @@ def names_in(path: Path) -> list[tuple[int, str]]:
 
 def test_import_is_light() -> None:
     heavy = {"numba", "llvmlite", "cupy", "scipy", "safetensors", "hashlib", "ssl"}
-    heavy |= {"matplotlib", "rich", "typer", "tomli_w", "PIL"}
+    heavy |= {"matplotlib", "rich", "typer", "tomli_w", "PIL", "json", "decimal", "urllib"}
     loaded = json.loads(run("import sys, json, minigan; print(json.dumps(sorted(sys.modules)))"))
     before = json.loads(run("import sys, json, numpy; print(json.dumps(sorted(sys.modules)))"))
     assert heavy.intersection(loaded) - set(before) == set()

@@ -6,7 +6,6 @@ are read: the header is matched, not evaluated, and pickled objects are refused 
 
 import re
 import struct
-import zlib
 from io import BufferedReader
 from typing import TYPE_CHECKING
 
@@ -94,6 +93,7 @@ class _Limited(BufferedReader):
 
 def _archive(file: BufferedReader, size: int, name: str) -> tuple[Array, Array | None]:
     import zipfile
+    import zlib
 
     damages = (zipfile.BadZipFile, zlib.error, struct.error, ValueError, RuntimeError, EOFError, IndexError)
     try:

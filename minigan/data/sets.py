@@ -2,7 +2,6 @@
 
 import os
 import re
-import zlib
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -206,6 +205,8 @@ def _checked(samples: Array, labels: Array | None, known: Known | None) -> tuple
     if known:
         if labels is None:
             raise DataError("there is no file of their labels beside it")
+        import zlib
+
         crc = zlib.crc32(labels.astype(np.uint8).tobytes())
         others = [name for name, other in SETS.items() if other is not known and other.labels == crc]
         if others:
