@@ -16,6 +16,8 @@ from minigan.errors import (
     ShapeError,
 )
 from minigan.game import Game
+from minigan.kernels.machine import set_threads
+from minigan.program import compile
 from minigan.tape import grad, hvp, jvp, no_grad, vjp
 from minigan.tensor import Tensor, asarray, tensor
 from minigan.train import GAN
@@ -38,6 +40,7 @@ __all__ = [
     "__version__",
     "asarray",
     "check_grad",
+    "compile",
     "data",
     "grad",
     "hvp",
@@ -52,6 +55,7 @@ __all__ = [
     "optim",
     "penalties",
     "save",
+    "set_threads",
     "tensor",
     "vjp",
 ]

@@ -102,6 +102,18 @@ class _Limit:
     before = 1
 
 
+def set_blas_threads(n: int) -> None:
+    """Let NumPy's matrix products run on up to `n` threads if its BLAS is OpenBLAS; in `one_blas_thread`, after it."""
+    functions = _openblas()
+    if functions is None:
+        return
+    with _Limit.lock:
+        if _Limit.blocks:
+            _Limit.before = n
+        else:
+            functions[1](n)
+
+
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
     """Let NumPy's matrix products run on one thread in the block, in the whole process, if its BLAS is OpenBLAS.

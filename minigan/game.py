@@ -23,6 +23,7 @@ from minigan.optim import EMA, Adam, Optimizer
 from minigan.penalties import Penalty
 from minigan.tape import apply, grad, no_grad, recording
 from minigan.tensor import Tensor, lift, tensor
+from minigan.trace import host, require, undone_by
 
 UPDATES = ("alternating", "simultaneous")
 LISTED = 3  # tensors that a message about NaN and infinities names
@@ -50,16 +51,19 @@ class _Player:
         with no_grad():
             state = self.tensors | others
             fine = all_finite([*losses.values(), *gradients, *state.values()])
-        if not fine.item():
+
+        def refuse() -> None:
             found = losses | {
                 f"gradient.{name}": g for name, g in zip(self.parameters, gradients, strict=True)
             }
             raise NonFiniteError(f"{self.name}: {'; '.join(_not_finite(found | state))}")
+
+        require(fine.array, refuse)
         return gradients
 
-    def move(self, gradients: list[Tensor], step: int, scale: float) -> None:
-        """Make one step of the optimiser, at `scale` times the rate of the game's step."""
-        self.optimizer.update(self.parameters, gradients, self.memory, at=step, scale=scale)
+    def move(self, gradients: list[Tensor], rate: Callable[[Optimizer], float]) -> None:
+        """Make one step of the optimiser, at the rate that the game has for it."""
+        self.optimizer.update(self.parameters, gradients, self.memory, lambda: rate(self.optimizer))
 
 
 def _not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
@@ -138,6 +142,7 @@ class Game:
         self.smoothing, self.noise = smoothing, noise
         self._check_settings()
         self.steps = 0
+        self._counts_before: list[int] = []
         self.rate_scale = 1.0  # of both players' learning rates
         self._of_generator = _Player("generator", generator, generator_optimizer or Adam(1e-3, b1=0.5))
         self._of_discriminator = _Player(
@@ -174,7 +179,7 @@ class Game:
         std = self.noise(step) if callable(self.noise) else self.noise
         if not 0 <= std < np.inf:
             raise ConfigError(f"Game: noise is {std} at step {step}, expected a finite number from 0")
-        return std
+        return float(std)
 
     def step(
         self, reals: Tensor | Sequence[Tensor], latents: Tensor | Sequence[Tensor], *, random: Stream
@@ -202,21 +207,31 @@ class Game:
                 f"Game: {len(reals)} real and {len(latents)} latent batches for d_steps={self.d_steps} and"
                 f" share_fake={self.share_fake}, expected {self.d_steps} and {wanted}"
             )
-        moved = self._of_discriminator.memory.step
+        host(self._remember)
         for x, backup in self._touched:
             apply(ASSIGN, backup, x)
         try:
-            metrics = self._round(reals, latents, random)
-        except BaseException as error:
-            for x, backup in self._touched:
-                apply(ASSIGN, x, backup)
-            self._of_discriminator.memory.step = moved
-            if isinstance(error, NonFiniteError):
-                raise NonFiniteError(f"step {self.steps + 1}: {error}") from None
-            raise
+            with undone_by(self._undo):
+                metrics = self._round(reals, latents, random)
+        except NonFiniteError as error:
+            raise NonFiniteError(f"step {self.steps + 1}: {error}") from None
         self._update_average()
-        self.steps += 1
+        host(self.skip)
         return metrics
+
+    def _remember(self) -> None:
+        """What `_undo` needs besides the copies of tensors."""
+        self._counts_before = [self.steps, *[player.memory.step for player in self._players().values()]]
+
+    def _undo(self) -> None:
+        for x, backup in self._touched:
+            apply(ASSIGN, x, backup)
+        self.steps, *moved = self._counts_before
+        for player, step in zip(self._players().values(), moved, strict=True):
+            player.memory.step = step
+
+    def _rate(self, optimizer: Optimizer) -> float:
+        return optimizer.rate(self.steps, self.rate_scale)
 
     def require_finite(self) -> None:
         """Raise `NonFiniteError` if a weight, an average or what an optimiser remembers is NaN or infinite."""
@@ -243,13 +258,13 @@ class Game:
                     fake = self.generator(latents[k], train=True, random=random)
                 metrics, d_gradients = self._discriminator_gradients(real, fake.detach(), random)
                 if not last or self.update == "alternating":
-                    self._of_discriminator.move(d_gradients, self.steps, self.rate_scale)
+                    self._of_discriminator.move(d_gradients, self._rate)
             if not self.share_fake:
                 fake = self.generator(latents[-1], train=True, random=random)
             metrics["g_loss"], g_gradients = self._generator_gradients(real, fake, random)
         if self.update == "simultaneous":
-            self._of_discriminator.move(d_gradients, self.steps, self.rate_scale)
-        self._of_generator.move(g_gradients, self.steps, self.rate_scale)
+            self._of_discriminator.move(d_gradients, self._rate)
+        self._of_generator.move(g_gradients, self._rate)
         return metrics
 
     def _discriminator_gradients(
@@ -285,13 +300,15 @@ class Game:
         return loss.detach(), self._of_generator.gradients({"g_loss": loss}, self._checked_averages)
 
     def _noisy(self, x: Tensor, random: Stream) -> Tensor:
-        std = self._noise_at(self.steps)
-        return x + random.normal(x.shape, std=std, dtype=x.dtype) if std else x
+        if not self.noise:
+            return x
+        std = host(lambda: self._noise_at(self.steps))
+        return x + random.normal(x.shape, std=std, dtype=x.dtype)
 
     def _update_average(self) -> None:
         if self._average is not None:
             trained = self._of_generator.parameters
-            self._average.update(trained, self._averages, self.steps)
+            self._average.update(trained, self._averages, lambda: self.steps)
             for name in self._averages.keys() - trained.keys():
                 apply(ASSIGN, self._averages[name], self._originals[name])
 

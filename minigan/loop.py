@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
@@ -40,9 +40,6 @@ class Trainable(Protocol):
 
     game: Game
     seed: int
-
-    def step(self, batches: Batches) -> dict[str, float]:
-        """One round of the game."""
 
     def sampler(self, raw: bool = False) -> Sampler:
         """What draws from the generator."""
@@ -126,6 +123,7 @@ class Loop:
 
     Args:
         gan: what is trained.
+        step: makes one round of the game and gives its metrics.
         batches: on which batches.
         compared: some of the data, floats (N, ...), for pictures and the distance to it.
         plan: for how long, and how often what is done.
@@ -138,6 +136,7 @@ class Loop:
     def __init__(
         self,
         gan: Trainable,
+        step: Callable[[Batches], dict[str, Tensor]],
         batches: Batches,
         compared: Array,
         plan: Plan,
@@ -146,7 +145,7 @@ class Loop:
         folder: RunFolder | None,
         shown: Progress,
     ) -> None:
-        self.gan, self.batches, self.compared = gan, batches, compared
+        self.gan, self.step, self.batches, self.compared = gan, step, batches, compared
         self.plan, self.config = plan, config
         self.folder, self.shown = folder, shown
         self.guard, self.watch = guard, Watch()
@@ -213,7 +212,7 @@ class Loop:
         game = self.gan.game
         self.saved, made = "", False
         try:
-            metrics = self.gan.step(self.batches)
+            metrics = {name: x.item() for name, x in self.step(self.batches).items()}
             made = True
             if self._due(self.plan.save_every):
                 game.require_finite()  # what the last update made is not looked at by the step itself

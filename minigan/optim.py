@@ -20,6 +20,7 @@ from minigan.ops import maximum, norm, stack
 from minigan.pointwise import pointwise
 from minigan.tape import Input, Primitive, apply, no_grad
 from minigan.tensor import Tensor
+from minigan.trace import host
 
 Schedule = Callable[[int], float]
 SMALLEST = 1.2e-38  # the smallest normal float32; a smaller eps could become 0 there, and 0 / 0 is NaN
@@ -176,6 +177,10 @@ class State:
     def __init__(self, slots: dict[str, dict[str, Tensor]], step: int = 0) -> None:
         self.slots, self.step = slots, step
 
+    def count(self) -> None:
+        """Count an update."""
+        self.step += 1
+
 
 @dataclass(frozen=True, eq=False)
 class Optimizer:
@@ -222,6 +227,12 @@ class Optimizer:
         """The numbers that the update number `t`, from 1, uses for all parameters."""
         return {"rate": rate, "decay": rate * self.weight_decay}
 
+    def rate(self, step: int, scale: float = 1.0) -> float:
+        """The learning rate at a step, times `scale`; `ConfigError` for one outside its range."""
+        rate = scale * (self.lr(step) if callable(self.lr) else self.lr)
+        self._require(lr=(rate, 0.0, math.inf))
+        return rate
+
     def init(self, parameters: Mapping[str, Tensor]) -> State:
         """The state before the first update: zeros in the shapes and dtypes of the parameters."""
         return State(
@@ -236,13 +247,12 @@ class Optimizer:
         parameters: Mapping[str, Tensor],
         gradients: Sequence[Tensor],
         state: State,
-        at: int | None = None,
-        scale: float = 1.0,
+        rate: Callable[[], float] | None = None,
     ) -> None:
         """Make one step, in place, along `gradients`, one per parameter in their order.
 
-        A schedule is asked for the rate at step `at`, by default the number of updates made: a player that moves
-        several times in a round of the game passes the number of the round. The rate is multiplied by `scale`.
+        `rate` gives the learning rate, by default `self.rate` of the number of updates made: a player that moves
+        several times in a round of the game asks for that of the round. A function, as a compiled step calls it anew.
 
         Raises `ShapeError` for gradients that do not belong to these parameters, before anything is changed.
         """
@@ -251,15 +261,14 @@ class Optimizer:
         ]:
             have, want = ([f"{x.dtype} {x.shape}" for x in xs] for xs in (gradients, parameters.values()))
             raise ShapeError(f"{type(self).__name__}: gradients {have} do not fit parameters {want}")
-        rate = scale * (self.lr(state.step if at is None else at) if callable(self.lr) else self.lr)
-        self._require(lr=(rate, 0.0, math.inf))
-        attributes = self._attributes(rate, state.step + 1)
+        of_update = rate or (lambda: self.rate(state.step))
+        attributes = host(lambda: self._attributes(of_update(), state.step + 1))
         if self.clip_norm is not None:
             gradients = clip_by_global_norm(gradients, self.clip_norm)
         slots = list(state.slots.values())
         for (name, p), g in zip(parameters.items(), gradients, strict=True):
             apply(self.rule, p, *[slot[name] for slot in slots], g, **attributes)
-        state.step += 1
+        host(state.count)
 
 
 @dataclass(frozen=True, eq=False)
@@ -393,7 +402,7 @@ class EMA:
 
     >>> import minigan as mg
     >>> average, weights = {"w": mg.tensor([0.0])}, {"w": mg.tensor([1.0])}
-    >>> mg.optim.EMA(0.999).update(weights, average, 0)
+    >>> mg.optim.EMA(0.999).update(weights, average, step=lambda: 0)
     >>> average["w"].numpy()
     array([0.9], dtype=float32)
     """
@@ -403,8 +412,10 @@ class EMA:
     def __post_init__(self) -> None:
         _within("EMA", decay=(self.decay, 0.0, 1.0))
 
-    def update(self, parameters: Mapping[str, Tensor], averages: Mapping[str, Tensor], step: int) -> None:
-        """Move the average of each parameter's name towards it, in place; `step` updates were made before."""
-        weight = 1.0 - min(self.decay, (1 + step) / (10 + step))
+    def update(
+        self, parameters: Mapping[str, Tensor], averages: Mapping[str, Tensor], step: Callable[[], int]
+    ) -> None:
+        """Move the average of each parameter's name towards it, in place; `step()` updates were made before."""
+        weight = host(lambda: 1.0 - min(self.decay, (1 + step()) / (10 + step())))
         for name, x in parameters.items():
             apply(_approach, averages[name], x, weight=weight)

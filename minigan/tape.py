@@ -8,7 +8,6 @@ any order follow.
 """
 
 import itertools
-import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,8 @@ import numpy as np
 
 from minigan.backend import FLOATS, Array, Spec, allocate
 from minigan.errors import DTypeError, GraphError, ShapeError
+from minigan.kernels.loops import Formula
+from minigan.trace import state as _state
 
 Thunk = Callable[[], "Value"] | None
 
@@ -212,13 +213,8 @@ class Node:
         )
 
 
-class _State(threading.local):
-    recording = True
-
-
 MAX_OUTPUTS = 8
 _points = itertools.count(step=MAX_OUTPUTS)  # output i of a node is the point i places after the node's own
-_state = _State()
 
 
 @contextmanager
@@ -261,6 +257,8 @@ def apply(primitive: Primitive, *inputs: Any, **attributes: Any) -> Any:
         outs = allocate(specs)
         primitive.kernel(outs, *arrays, **attributes)  # type: ignore[misc]
         storage = None
+    if _state.recorder is not None:
+        _state.recorder.call(primitive, arrays, outs, attributes)
     node = None
     if _state.recording and (primitive.vjp is not None or primitive.reference is not None):
         node = Node(primitive, inputs, attributes, outs)
@@ -289,6 +287,10 @@ def _update(
                 " is read-only"
             )
     outs = (*arrays[: primitive.donates], *allocate(specs[primitive.donates :]))
+    if _state.recorder is not None:
+        _state.recorder.call(primitive, arrays, outs, attributes)
+        for x in donated:
+            _state.recorder.changes(x)
     primitive.kernel(outs, *arrays, **attributes)  # type: ignore[misc]
     for x in donated:
         x.share().version += 1
@@ -469,6 +471,12 @@ _ANY = (Sample((Input((2, 3)),)), Sample((Input(()),)), Sample((Input((0, 2)),))
 alias = Primitive(
     "alias", same_spec, view=lambda x: x[...], vjp=lambda gy, y, x: (lambda: gy,), linear=(0,), samples=_ANY
 )
+
+
+def _copied(x: Any) -> Any:
+    return x
+
+
 copy = Primitive(
     "copy",
     same_spec,
@@ -476,6 +484,7 @@ copy = Primitive(
     vjp=lambda gy, y, x: (lambda: gy,),
     linear=(0,),
     samples=_ANY,
+    formula=Formula(_copied),
 )
 
 

@@ -10,7 +10,8 @@ from typing import Any, Union
 
 import numpy as np
 
-from minigan.backend import FLOATS, KINDS, Array, Spec, device_name, native
+from minigan.backend import FLOATS, KINDS, Array, device_name, native
+from minigan.comparison import EQUAL, GREATER, GREATER_EQUAL, LOGICAL_AND, LOGICAL_OR, LOGICAL_XOR, NOT_EQUAL
 from minigan.errors import DTypeError, ShapeError
 from minigan.kernels import formula as fm
 from minigan.linear import (
@@ -30,8 +31,9 @@ from minigan.linear import (
     same_elements,
     unbroadcast,
 )
-from minigan.pointwise import broadcast, pointwise
-from minigan.tape import Input, Primitive, Sample, Storage, Value, apply
+from minigan.pointwise import pointwise
+from minigan.tape import Storage, Value, apply
+from minigan.trace import reads
 
 TensorLike = Union["Tensor", Array, np.generic, float, int]
 
@@ -79,12 +81,14 @@ class Tensor(Value):
 
     def numpy(self) -> Array:
         """A read-only view of the array. An optimiser's later step shows in it; copy what is to be kept."""
+        reads(self.array, "numpy()")
         view = self.array.view()
         view.flags.writeable = False
         return view
 
     def item(self) -> Any:
         """The only element, as a Python number; `ShapeError` if there is not exactly one."""
+        reads(self.array, "item()")
         if self.array.size != 1:
             raise ShapeError(f"item: a tensor of shape {self.shape} has {self.size} elements, not one")
         return self.array.item()
@@ -554,26 +558,6 @@ def where(condition: TensorLike, a: TensorLike, b: TensorLike) -> Tensor:
 # Comparison: boolean results without derivatives, for numbers, labels and masks alike
 
 
-def _comparison(name: str, ufunc: Any) -> Primitive:
-    def infer(a: Array, b: Array) -> Sequence[Spec]:
-        return ((a.shape if a.shape == b.shape else broadcast(name, a.shape, b.shape), np.bool_),)
-
-    shapes = (((2, 3), (2, 3)), ((2, 3), (3,)), ((0,), ()))
-    return Primitive(
-        name,
-        infer,
-        kernel=lambda outs, a, b: ufunc(a, b, out=outs[0]),
-        flops=lambda a, b: max(a.size, b.size),
-        samples=tuple(Sample((Input(s), Input(t))) for s, t in shapes),
-    )
-
-
-_greater = _comparison("greater", np.greater)
-_greater_equal = _comparison("greater_equal", np.greater_equal)
-_equal = _comparison("equal", np.equal)
-_not_equal = _comparison("not_equal", np.not_equal)
-
-
 def greater(a: TensorLike, b: TensorLike) -> Tensor:
     """a > b as booleans, broadcast; `False` where either is NaN. Any dtypes; no derivative.
 
@@ -583,7 +567,7 @@ def greater(a: TensorLike, b: TensorLike) -> Tensor:
     >>> mg.ops.greater(mg.tensor([1.0, 2.0, 3.0]), 2.0).numpy()
     array([False, False,  True])
     """
-    return apply(_greater, *pair(a, b))  # type: ignore[no-any-return]
+    return apply(GREATER, *pair(a, b))  # type: ignore[no-any-return]
 
 
 def greater_equal(a: TensorLike, b: TensorLike) -> Tensor:
@@ -593,7 +577,7 @@ def greater_equal(a: TensorLike, b: TensorLike) -> Tensor:
     >>> mg.ops.greater_equal(mg.tensor([1.0, 2.0, 3.0]), 2.0).numpy()
     array([False,  True,  True])
     """
-    return apply(_greater_equal, *pair(a, b))  # type: ignore[no-any-return]
+    return apply(GREATER_EQUAL, *pair(a, b))  # type: ignore[no-any-return]
 
 
 def equal(a: TensorLike, b: TensorLike) -> Tensor:
@@ -603,7 +587,7 @@ def equal(a: TensorLike, b: TensorLike) -> Tensor:
     >>> mg.ops.equal(mg.tensor([1, 2, 3]), 2).numpy()
     array([False,  True, False])
     """
-    return apply(_equal, *pair(a, b))  # type: ignore[no-any-return]
+    return apply(EQUAL, *pair(a, b))  # type: ignore[no-any-return]
 
 
 def not_equal(a: TensorLike, b: TensorLike) -> Tensor:
@@ -613,28 +597,7 @@ def not_equal(a: TensorLike, b: TensorLike) -> Tensor:
     >>> mg.ops.not_equal(mg.tensor([1, 2, 3]), 2).numpy()
     array([ True, False,  True])
     """
-    return apply(_not_equal, *pair(a, b))  # type: ignore[no-any-return]
-
-
-def _mask_operation(name: str, ufunc: Any) -> Primitive:
-    def infer(a: Array, b: Array) -> Sequence[Spec]:
-        for array in (a, b):
-            if array.dtype != np.bool_:
-                raise DTypeError(f"{name}: an array of dtype {array.dtype} is no mask: use .astype(bool)")
-        return ((a.shape if a.shape == b.shape else broadcast(name, a.shape, b.shape), np.bool_),)
-
-    shapes: Any = (((2, 3), (2, 3)), ((2, 3), (3,)), ((0,), ()))
-    return Primitive(
-        name,
-        infer,
-        kernel=lambda outs, a, b: ufunc(a, b, out=outs[0]),
-        samples=tuple(Sample((Input(s, "bool"), Input(t, "bool"))) for s, t in shapes),
-    )
-
-
-_logical_and = _mask_operation("logical_and", np.logical_and)
-_logical_or = _mask_operation("logical_or", np.logical_or)
-_logical_xor = _mask_operation("logical_xor", np.logical_xor)
+    return apply(NOT_EQUAL, *pair(a, b))  # type: ignore[no-any-return]
 
 
 def logical_and(a: TensorLike, b: TensorLike) -> Tensor:
@@ -645,7 +608,7 @@ def logical_and(a: TensorLike, b: TensorLike) -> Tensor:
     >>> ((x > 0) & (x < 1)).numpy()
     array([False,  True, False])
     """
-    return apply(_logical_and, *pair(a, b))  # type: ignore[no-any-return]
+    return apply(LOGICAL_AND, *pair(a, b))  # type: ignore[no-any-return]
 
 
 def logical_or(a: TensorLike, b: TensorLike) -> Tensor:
@@ -656,7 +619,7 @@ def logical_or(a: TensorLike, b: TensorLike) -> Tensor:
     >>> ((x < 0) | (x > 1)).numpy()
     array([ True, False,  True])
     """
-    return apply(_logical_or, *pair(a, b))  # type: ignore[no-any-return]
+    return apply(LOGICAL_OR, *pair(a, b))  # type: ignore[no-any-return]
 
 
 def logical_xor(a: TensorLike, b: TensorLike) -> Tensor:
@@ -666,7 +629,7 @@ def logical_xor(a: TensorLike, b: TensorLike) -> Tensor:
     >>> (~(mg.tensor([1.0, -1.0]) > 0)).numpy()
     array([False,  True])
     """
-    return apply(_logical_xor, *pair(a, b))  # type: ignore[no-any-return]
+    return apply(LOGICAL_XOR, *pair(a, b))  # type: ignore[no-any-return]
 
 
 # The linear operations of `minigan.linear`

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from minigan import checkpoint, report, settings, state
+from minigan import checkpoint, program, report, settings, state
 from minigan.backend import Array, one_blas_thread
 from minigan.data import Batches
 from minigan.errors import CheckpointError, ConfigError
@@ -21,6 +21,7 @@ from minigan.penalties import Penalty
 from minigan.report import LOGGED, Record
 from minigan.sampling import Sampler, positive
 from minigan.tensor import Tensor, asarray
+from minigan.trace import host
 
 if TYPE_CHECKING:
     from minigan.loop import Plan
@@ -118,23 +119,30 @@ class GAN:
         self.ema = ema
         self._noise, self._prior = Stream(seed, "noise"), Stream(seed, "latent")
 
-    def step(self, batches: Batches) -> dict[str, float]:
+    def step(self, batches: Batches) -> dict[str, Tensor]:
         """One round of the game on the batches and random numbers of this step; gives its metrics.
 
         The metrics are those of `minigan.Game.step`. Steps are counted from when the `GAN` was made.
         """
-        step, game = self.game.steps, self.game
-        prior = self._prior.at(step)
-        reals = [self._real(batches.at(step * game.d_steps + k)) for k in range(game.d_steps)]
+        game = self.game
+        host(self._seek)
+        reals = [asarray(host(lambda k=k: self._real(batches, k))) for k in range(game.d_steps)]  # type: ignore[misc]
         latents = [
-            self._sampler.draw(prior, batches.batch) for _ in range(game.d_steps + (not game.share_fake))
+            self._sampler.draw(self._prior, batches.batch)
+            for _ in range(game.d_steps + (not game.share_fake))
         ]
-        metrics = game.step(reals, latents, random=self._noise.at(step))
-        return {name: metrics[name].item() for name in LOGGED}
+        metrics = game.step(reals, latents, random=self._noise)
+        return {name: metrics[name] for name in LOGGED}
 
-    def _real(self, batch: Array) -> Tensor:
+    def _seek(self) -> None:
+        for stream in (self._prior, self._noise):
+            stream.seek(self.game.steps)
+
+    def _real(self, batches: Batches, k: int) -> Array:
+        """The batch of the discriminator's step `k` of this round."""
+        batch = batches.at(self.game.steps * self.game.d_steps + k)
         batch = batch.reshape(len(batch), *self._sampler.shape).astype(self._sampler.dtype, copy=False)
-        return asarray(batch * 2 - 1 if self._sampler.signed else batch)
+        return batch * 2 - 1 if self._sampler.signed else batch
 
     def fit(
         self,
@@ -149,6 +157,7 @@ class GAN:
         save_every: int = 1000,
         on_nonfinite: str = "stop",
         max_faults: int = 10,
+        compile: bool = True,
         source: str | Mapping[str, Any] = "an array",
     ) -> Run:
         """Train for `steps` more steps.
@@ -167,6 +176,8 @@ class GAN:
                 the step in which it is found changes nothing. "stop" the run with `NonFiniteError`; "skip" the step
                 and its batch; or "rollback" to the state at the last multiple of `save_every`, with half the rates.
             max_faults: how often it may skip or roll back before it stops.
+            compile: replay the step as one program, see `minigan.compile`; otherwise every step runs in Python, as it
+                must where a network, a loss or a penalty of your own does something else in every step.
             source: where the data is from, for `config.toml`, which also identifies it by its SHA-256; or a table of
                 such facts.
 
@@ -213,9 +224,10 @@ class GAN:
             stack.callback(shown.close)
             if progress and self.game.share_fake:
                 report.say("one generated batch a step serves both players")
+            step = program.compile(self.step) if compile else self.step
             count = min(len(samples), COMPARED, max(GRID, NUMBERS // samples[0].size))
             compared = Batches(samples, count, Stream(self.seed, "compared")).at(0)
-            loop = Loop(self, batches, compared, plan, guard, config, folder, shown)
+            loop = Loop(self, step, batches, compared, plan, guard, config, folder, shown)
             if folder:
                 folder.configure(config)
                 records = folder.rewind(self.game.steps)

@@ -1,10 +1,12 @@
 """Compiled kernels: where they are kept, what a damaged cache does, and what other processes and settings do."""
 
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,13 @@ pytest.importorskip("numba")
 pytestmark = pytest.mark.skipif(launch.numba() is None, reason="Numba is switched off")
 posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="POSIX only")
 
+FILL = """from minigan.kernels.interpreter import load, store
+
+
+def fill(row, i0, i1, j0, j1):
+    for i in range(i0, i1):
+        store(load(row + 40) + 8 * i, i)
+"""
 ADD = "def add(out, a, s):\n    for i in range(out.shape[0]):\n        out[i] = a[i] + s\n"
 OP = """
 import numpy as np, minigan as mg
@@ -46,6 +55,15 @@ def add(name: str = "add"):
     function(out, a, 2.0)
     assert out.tolist() == [3, 3, 3]
     return function
+
+
+def fill():
+    launch._kernels.pop(("fill", FILL), None)
+    kernel, out = launch.kernel("fill", FILL), np.zeros(4, np.int64)
+    row = np.array([kernel.address, 4, 1, 0, 1, out.ctypes.data], np.int64)
+    kernel.function.ctypes(row.ctypes.data, 1, 4, 0, 1)
+    assert out.tolist() == [0, 1, 2, 3]
+    return kernel
 
 
 # Where
@@ -105,6 +123,17 @@ def test_settings_that_change_the_code_have_a_folder_of_their_own(tmp_path, monk
     assert launch.cache_folder.__wrapped__() != before
 
 
+def test_an_edited_source_has_a_folder_of_its_own(tmp_path, monkeypatch):
+    shutil.copy(launch.__file__, tmp_path / "launch.py")
+    (tmp_path / "helper.py").write_text("1\n")
+    monkeypatch.setattr(launch, "__file__", str(tmp_path / "launch.py"))
+    monkeypatch.setenv("MINIGAN_CACHE_DIR", str(tmp_path / "cache"))
+    before = launch.cache_folder.__wrapped__()
+    assert launch.cache_folder.__wrapped__() == before
+    (tmp_path / "helper.py").write_text("2\n")
+    assert launch.cache_folder.__wrapped__() != before
+
+
 # Damage
 
 
@@ -122,6 +151,35 @@ def test_a_damaged_file_is_replaced_without_a_word(folder, suffix, damage):
         assert add().stats.cache_hits.total() == 1
 
 
+@pytest.mark.parametrize("suffix", ["py", "nbi", "nbc"])
+def test_a_damaged_file_of_a_kernel_is_replaced_without_a_word(folder, suffix):
+    fill()
+    (path,) = folder.rglob(f"fill_*.{suffix}")
+    path.write_bytes(path.read_bytes()[:-9])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fill()
+        assert fill().function.cache_hits == 1
+
+
+def test_a_file_with_another_text_is_not_used(folder):
+    fill()
+    (path,) = folder.glob("fill_*.py")
+    path.write_text(FILL.replace("store(load(row + 40) + 8 * i, i)", "pass"))
+    os.utime(path, ns=(1, 1))
+    fill()
+    assert path.read_text() == FILL
+
+
+def test_a_source_that_cannot_be_compiled_is_not_the_fault_of_the_folder(folder):
+    with pytest.raises(Exception, match="nothing_of_the_kind"):
+        launch.kernel("wrong", "def wrong(row, i0, i1, j0, j1):\n    nothing_of_the_kind(row)\n")
+    assert launch._keep
+    add()
+    assert list(folder.glob("add_*.py"))
+    assert not list(folder.glob("wrong_*"))
+
+
 def test_a_cache_that_cannot_be_mended_is_given_up_once(folder):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -136,6 +194,16 @@ def test_a_cache_that_cannot_be_mended_is_given_up_once(folder):
         add()
         add("other")
     assert not list(folder.glob("other*"))
+
+
+# Kernels
+
+
+def test_a_kernel_is_compiled_once_in_a_process(folder):
+    kernel = fill()
+    assert launch.kernel("fill", FILL) is kernel
+    assert kernel.source == FILL
+    assert fill().address != kernel.address  # forgotten by fill() and loaded again
 
 
 # Types
@@ -167,6 +235,25 @@ def test_read_only_arrays_and_integers_in_operations(tmp_path):
 
 
 # Settings and processes
+
+
+@pytest.mark.slow
+def test_eight_processes_and_a_cold_cache(tmp_path):
+    code = """
+        import sys, warnings
+        warnings.simplefilter("error")
+        sys.path.insert(0, "TESTS")
+        from test_machine import Random, machine, np
+        random = Random(1)
+        expected = random.reference()
+        random.machine.run()
+        print(np.array_equal(random.arrays, expected))
+    """.replace("TESTS", str(Path(__file__).parent))
+    for _ in range(2):
+        with ThreadPoolExecutor(8) as pool:
+            said = list(pool.map(lambda _: run(code, tmp_path), range(8)))
+        assert said == ["True"] * 8
+    assert not list(tmp_path.rglob("*.tmp*"))
 
 
 def test_numba_disable_jit_means_numpy(tmp_path):

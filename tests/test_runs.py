@@ -77,16 +77,15 @@ def without_times(out: Path) -> list[dict[str, Any]]:
 
 
 def during(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], None]) -> None:
-    """Do something in the middle of a step."""
-    real = mg.Game._generator_gradients
+    """Do something at the beginning of a step, once."""
+    real, left = mg.Game._remember, [act]
 
-    def acting(game: mg.Game, *arguments: Any) -> Any:
-        if game.steps == step:
-            monkeypatch.setattr(mg.Game, "_generator_gradients", real)
-            act()
-        return real(game, *arguments)
+    def acting(game: mg.Game) -> None:
+        real(game)
+        if game.steps == step and left:
+            left.pop()()
 
-    monkeypatch.setattr(mg.Game, "_generator_gradients", acting)
+    monkeypatch.setattr(mg.Game, "_remember", acting)
 
 
 def interrupt(number: int = signal.SIGINT) -> Callable[[], None]:
@@ -223,17 +222,17 @@ def test_a_checkpoint_made_after_a_rollback_is_the_newest(
     interrupted(monkeypatch, 24, out, **policy)
     for _ in range(2):
         left = iter([fail, interrupt(), lambda: None])
-        real = mg.Game._generator_gradients
+        real = mg.Game._remember
 
-        def acting(game: mg.Game, *arguments: Any, left: Any = left, real: Any = real) -> Any:
+        def acting(game: mg.Game, left: Any = left, real: Any = real) -> None:
+            real(game)
             if game.steps in (26, 17):
                 next(left)()
-            return real(game, *arguments)
 
-        monkeypatch.setattr(mg.Game, "_generator_gradients", acting)
+        monkeypatch.setattr(mg.Game, "_remember", acting)
         with pytest.raises(KeyboardInterrupt):
             fit(out, **policy)
-        monkeypatch.setattr(mg.Game, "_generator_gradients", real)
+        monkeypatch.setattr(mg.Game, "_remember", real)
         assert checkpoints(out) == [0, 15, 18]
     found = state.newest(out, print)
     assert found is not None and found.about["faults"] == 2 and found.arrays["rate_scale"] == 0.25
@@ -402,13 +401,13 @@ import os, signal, sys
 sys.path.insert(0, {tests!r})
 import test_runs as t
 from minigan import Game
-real, left = Game._generator_gradients, {actions!r}
-def acting(game, *arguments):
+real, left = Game._remember, {actions!r}
+def acting(game):
     if left and game.steps == left[0][0]:
         for number in left.pop(0)[1]:
             os.kill(os.getpid(), number)
-    return real(game, *arguments)
-Game._generator_gradients = acting
+    return real(game)
+Game._remember = acting
 print(t.sha256(t.fit({out!r}, resume=True)))
 """
 
@@ -451,14 +450,14 @@ import resource, sys
 sys.path.insert(0, {tests!r})
 import test_runs as t
 import numpy as np
-real = t.mg.Game._generator_gradients
-def greedy(game, *arguments):
+real = t.mg.Game._remember
+def greedy(game):
     if game.steps == 22:
         used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + 2**24, resource.RLIM_INFINITY))
         np.empty((1234, 2**16), np.float32)
-    return real(game, *arguments)
-t.mg.Game._generator_gradients = greedy
+    return real(game)
+t.mg.Game._remember = greedy
 t.fit({out!r}, resume=True)
 """
 

@@ -21,7 +21,7 @@ import types
 import warnings
 import zlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -38,6 +38,7 @@ LOOP_PRELUDE = "from __future__ import annotations\n\nimport numpy as np\n\n\n"
 _compiling = threading.RLock()  # held by the thread that imports Numba or compiles
 _orphaned = False  # this process was forked while another thread held it
 _keep = True  # compiled kernels; until the folder fails
+_kernels: dict[tuple[str, str], "Kernel"] = {}  # by name and source
 
 
 def _after_fork() -> None:
@@ -68,12 +69,13 @@ def numba() -> Any:
         with _compiling:
             module: Any = importlib.import_module("numba")
     except ImportError as error:
-        _notice(f"Numba cannot be imported ({error}): minigan runs on NumPy alone, which is slower")
+        notice(f"Numba cannot be imported ({error}): minigan runs on NumPy alone, which is slower")
         return None
     return None if module.config.DISABLE_JIT else module
 
 
-def _notice(message: str) -> None:
+def notice(message: str) -> None:
+    """Warn of something that makes minigan slower, not wrong."""
     warnings.warn(message, RuntimeWarning, stacklevel=2)
 
 
@@ -101,7 +103,7 @@ def cache_folder() -> "Path | None":
         with tempfile.TemporaryFile(dir=folder):
             pass
     except (OSError, RuntimeError) as error:  # RuntimeError: no home folder is known
-        _notice(f"compiled kernels are not kept, every process compiles its own: {error}")
+        notice(f"compiled kernels are not kept, every process compiles its own: {error}")
         return None
     return folder
 
@@ -133,48 +135,88 @@ def _check_owner(root: "Path", folder: "Path") -> None:
             raise PermissionError(f"others may write to {place} (mode {stat.S_IMODE(status.st_mode):o})")
 
 
+class Kernel(NamedTuple):
+    """A C function `void kernel(intp row, intp i0, intp i1, intp j0, intp j1)` that compiled code calls by address.
+
+    `function` is Numba's object, which keeps the code where it is; its `ctypes` is called from Python, and without
+    the GIL.
+    """
+
+    address: int
+    source: str
+    function: Any
+
+
 def build(name: str, source: str, arguments: tuple[Any, ...], writes: int) -> Callable[..., None]:
     """Compile the function `name` defined by `source` for arguments of the types of `arguments`.
 
     The first `writes` of them are arrays that it writes to. All others are declared read-only: so one compilation
     serves read-only and writeable arrays.
     """
-    import hashlib
-
-    global _keep
     kinds = [numba().typeof(argument) for argument in arguments]
     signature = tuple(
         kind.copy(readonly=True) if k >= writes and isinstance(arguments[k], np.ndarray) else kind
         for k, kind in enumerate(kinds)
     )
+
+    def compiled(function: Any, cache: bool) -> Any:
+        dispatcher = numba().njit(cache=cache, **OPTIONS)(function)
+        dispatcher.compile(signature)
+        # Without this a writeable array would not be converted: Numba would compile again, outside our lock.
+        dispatcher.disable_compile()
+        return dispatcher
+
     with _compiling:
-        folder = cache_folder() if _keep else None
-        if folder is not None:
-            path = folder / f"{name}_{hashlib.sha256(source.encode()).hexdigest()[:16]}.py"
-            for again in (True, False):
-                try:
-                    _store(path, source.encode())
-                    return _compile(name, source, str(path), signature, cache=True)
-                except Exception as error:  # a damaged file shows in many ways (unpickling, zlib, disk full)
-                    for file in folder.rglob(f"{path.stem}.*"):  # Numba never replaces files it cannot read
-                        with contextlib.suppress(OSError):
-                            file.unlink()
-                    if not again:
-                        _keep = False
-                        _notice(
-                            f"compiled kernels are no longer kept: {path}: {type(error).__name__}: {error}"
-                        )
-        return _compile(name, source, f"<minigan kernel {name}>", signature, cache=False)
+        loop: Callable[..., None] = _kept(name, source, compiled)
+        return loop
 
 
-def _compile(
-    name: str, source: str, filename: str, signature: tuple[Any, ...], cache: bool
-) -> Callable[..., None]:
-    function = numba().njit(cache=cache, **OPTIONS)(_define(name, source, filename))
-    function.compile(signature)
-    # Without this a writeable array would not be converted: Numba would compile again, outside our lock.
-    function.disable_compile()
-    return function  # type: ignore[no-any-return]
+def kernel(name: str, source: str) -> Kernel:
+    """Compile the function `name(row, i0, i1, j0, j1)` defined by `source`, once in a process.
+
+    All five are integers: the address of the kernel's arguments, and the block of the result to compute. It must not
+    raise and must not use Python objects: the machine calls it by address and without the GIL.
+    """
+    known = _kernels.get((name, source))  # without the lock, which another thread may hold for seconds
+    if known is not None:
+        return known
+    integer = numba().types.intp
+    signature = numba().types.void(*[integer] * 5)
+
+    def compiled(function: Any, cache: bool) -> Any:
+        return numba().cfunc(signature, cache=cache, **OPTIONS)(function)
+
+    with _compiling:
+        if (name, source) not in _kernels:
+            function = _kept(name, source, compiled)
+            _kernels[name, source] = Kernel(function.address, source, function)
+        return _kernels[name, source]
+
+
+def _kept(name: str, source: str, compiled: Callable[[Any, bool], Any]) -> Any:
+    """What `compiled(function, cache)` makes of the function that `source` defines, from the folder if it is there."""
+    import hashlib
+
+    global _keep
+    failure = ""
+    folder = cache_folder() if _keep else None
+    if folder is not None:
+        path = folder / f"{name}_{hashlib.sha256(source.encode()).hexdigest()[:16]}.py"
+        for _ in range(2):
+            try:
+                _store(path, source.encode())
+                return compiled(_define(name, source, str(path)), True)
+            except Exception as error:  # a damaged file shows in many ways (unpickling, zlib, disk full)
+                failure = f"{path}: {type(error).__name__}: {error}"
+                for file in folder.rglob(f"{path.stem}.*"):  # Numba never replaces files it cannot read
+                    with contextlib.suppress(OSError):
+                        file.unlink()
+    # An error here is of the source and not of the folder.
+    function = compiled(_define(name, source, f"<minigan kernel {name}>"), False)
+    if failure:
+        _keep = False
+        notice(f"compiled kernels are no longer kept: {failure}")
+    return function
 
 
 def _store(path: "Path", source: bytes) -> None:
@@ -214,7 +256,7 @@ def source_of(function: Callable[..., Any]) -> str:
         reason = "its file has changed"
     except (OSError, SyntaxError) as error:
         reason = str(error)
-    _notice(f"{function.__name__} runs on NumPy alone, which is slower: its text cannot be read ({reason})")
+    notice(f"{function.__name__} runs on NumPy alone, which is slower: its text cannot be read ({reason})")
     return ""
 
 

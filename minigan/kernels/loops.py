@@ -15,7 +15,7 @@ number).
 import ast
 import functools
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -117,6 +117,28 @@ class Formula:
             depth = 12
         return "\n".join(lines) + "\n" + textwrap.indent("\n".join(steps), " " * depth) + "\n"
 
+    def inlined(
+        self, dtype: str, names: Mapping[str, str], prefix: str
+    ) -> tuple[list[str], list[str], set[str]]:
+        """The formula as part of a longer text: statements, the expressions of its results, the functions it calls.
+
+        names: what its inputs and attributes are called there; its own variables begin with `prefix`.
+        """
+        body, result = self._body()
+        assigned = {
+            n.id
+            for s in body
+            for n in ast.walk(s)
+            if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
+        }
+        # What the formula assigns to is a variable of its own, also where it bears the name of an input.
+        first = [f"{prefix}{name} = {names[name]}" for name in sorted(assigned.intersection(names))]
+        rename = {**names, **{name: prefix + name for name in assigned}}
+        renamer = _Renamed(rename, dtype)
+        lines = first + [ast.unparse(renamer.visit(statement)) for statement in body]
+        values = result.elts if isinstance(result, ast.Tuple) else [result]
+        return lines, [ast.unparse(renamer.visit(value)) for value in values], renamer.called
+
     @functools.cached_property
     def operations(self) -> int:
         """Operators and calls in the formula: its count of floating point operations for one element."""
@@ -151,6 +173,20 @@ class _ForLoops(ast.NodeTransformer):
         if isinstance(node.value, bool) or not isinstance(node.value, (int, float)):
             return node
         return ast.Call(ast.Name("dtype", ast.Load()), [node], [])
+
+
+class _Renamed(ast.NodeTransformer):
+    """A formula's text with other names for its variables, and `exp` as `exp_float32`, `dtype` as `float32`."""
+
+    def __init__(self, names: Mapping[str, str], dtype: str) -> None:
+        self.names, self.dtype = names, dtype
+        self.called: set[str] = set()
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        if node.id in formula_names.__all__:
+            self.called.add(f"{node.id}_{self.dtype}")
+            return ast.Name(f"{node.id}_{self.dtype}", node.ctx)
+        return ast.Name(self.dtype if node.id == "dtype" else self.names[node.id], node.ctx)
 
 
 def _all_contiguous(outs: Sequence[Array]) -> bool:

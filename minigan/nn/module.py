@@ -8,6 +8,7 @@ import numpy as np
 
 from minigan.backend import FLOATS, Array, Spec
 from minigan.errors import CheckpointError, ShapeError
+from minigan.kernels.loops import Formula
 from minigan.ops.random import Stream
 from minigan.tape import Input, Primitive, Sample, apply
 from minigan.tensor import Tensor
@@ -21,6 +22,10 @@ def _assign_infer(old: Array, new: Array) -> tuple[Spec]:
     return ((old.shape, old.dtype),)
 
 
+def _assigned(old: Any, new: Any) -> Any:
+    return new
+
+
 ASSIGN = Primitive(
     "assign",
     _assign_infer,
@@ -31,6 +36,7 @@ ASSIGN = Primitive(
         Sample((Input(()), Input(()))),
         Sample((Input((0,)), Input((0,)))),
     ),
+    formula=Formula(_assigned, donates=1),
 )
 
 

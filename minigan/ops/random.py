@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from minigan.backend import FLOATS, Array
-from minigan.errors import ConfigError, DTypeError
+from minigan.errors import ConfigError, DTypeError, GraphError
 from minigan.kernels.launch import Loop
 from minigan.tape import Input, Primitive, Sample, apply, no_grad
 from minigan.tensor import Tensor, TensorLike, lift, where
+from minigan.trace import host, state
 
 _COUNTER_WORDS = 5  # key, key, draw, step, step
 
@@ -121,6 +122,11 @@ _uniform = _distribution("uniform", _uniform_kernel, low=-1.0, high=1.0)
 _normal = _distribution("normal", _normal_kernel, mean=0.0, std=1.0)
 
 
+def _as_float(value: float) -> float:
+    """A Python number as a float; one that changes in every run of a compiled step stays what it is."""
+    return value if isinstance(value, float) else float(value)
+
+
 def _checked_step(step: int) -> int:
     if not 0 <= step < 2**64:
         raise ConfigError(f"step {step}: expected 0 to 2**64 - 1")
@@ -154,22 +160,48 @@ class Stream:
         self._draw = 0
 
     def at(self, step: int) -> "Stream":
-        """The same stream at another step, before its first draw."""
+        """The same stream at another step, before its first draw.
+
+        `GraphError` in a step that is being compiled, where it would be that step for ever: pass the stream in.
+        """
+        if state.recorder is not None:
+            raise GraphError(
+                f"{self.purpose}: at({step}) in a step that is being compiled: pass the step's stream as an argument"
+            )
         there = copy.copy(self)  # which spares hashing the key anew, at every step of a run
         there.step, there._draw = _checked_step(step), 0
         return there
 
     def child(self, name: str) -> "Stream":
         """An independent stream for a part of this purpose, at the same step."""
-        return Stream(self.seed, f"{self.purpose}/{name}", self.step)
+        part = Stream(self.seed, f"{self.purpose}/{name}")
+        host(lambda: part.seek(self.step))
+        return part
+
+    def seek(self, step: int) -> None:
+        """Go to a step, before its first draw."""
+        self.step, self._draw = _checked_step(step), 0
+
+    @property
+    def place(self) -> tuple[int, str, int, Array, int]:
+        """All that decides about the next number; setting it makes this stream go on where another is."""
+        return self.seed, self.purpose, self.step, self._key, self._draw
+
+    @place.setter
+    def place(self, place: tuple[int, str, int, Array, int]) -> None:
+        self.seed, self.purpose, self.step, self._key, self._draw = place
 
     def bits(self, blocks: int) -> Tensor:
         """Random words, uint32 (blocks, 4), of the next draw."""
+        return apply(_bits, Tensor(host(self._next)), blocks=blocks)  # type: ignore[no-any-return]
+
+    def _next(self) -> Array:
+        """The counter of the next draw."""
         counter = np.empty(_COUNTER_WORDS, np.uint32)
         counter[:2] = self._key
         counter[2:] = self._draw, self.step & 0xFFFFFFFF, self.step >> 32
         self._draw += 1
-        return apply(_bits, Tensor(counter), blocks=blocks)  # type: ignore[no-any-return]
+        return counter
 
     def uniform(
         self, shape: Sequence[int], low: float = 0.0, high: float = 1.0, dtype: Any = np.float32
@@ -184,7 +216,7 @@ class Stream:
         self, shape: Sequence[int], mean: float = 0.0, std: float = 1.0, dtype: Any = np.float32
     ) -> Tensor:
         """Normal numbers of the given mean and standard deviation (Box and Muller 1958). Errors as for `uniform`."""
-        return self._draw_floats(_normal, shape, dtype, mean=float(mean), std=float(std))
+        return self._draw_floats(_normal, shape, dtype, mean=_as_float(mean), std=_as_float(std))
 
     def permutation(self, n: int) -> Array:
         """The numbers 0 .. n - 1 in random order, int64."""

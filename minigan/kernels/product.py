@@ -1,0 +1,420 @@
+"""The matrix product C = A @ B as a kernel of the compiled step, for any strides of A and B.
+
+How it is fast, from the inside out:
+
+- **The register tile.** 8 rows by 3 vectors of C (AVX-512) are sums held in registers while k runs: each step loads
+  one row of B and broadcasts one column of A, 11 loads for 24 multiply-adds, so the multiply-adds are the limit.
+  The tile is written as LLVM instructions, since no loop that Numba sees ends up in this form.
+- **B in panels.** A tile reads `DEPTH` rows of a column panel of B, small enough to stay in the L1 cache while the
+  tiles of all rows pass over it. Where B's own rows serve badly (transposed, ragged, or read often enough to be worth
+  it), the panel is first copied to the stack, row after row, padded with zeros to whole vectors.
+- **A as it is.** A pointer and two strides reach every layout of A, so x @ W, g @ W.T and x.T @ g are one function.
+- **Blocks of rows**, so that the part of A in use stays in the L2 cache.
+
+An element of C is a sum over equal blocks of up to `DEPTH` products, each summed in order of k. Tiles of different
+shapes do the same operations in the same order, so its bits do not depend on the tile, nor on how C is parted.
+"""
+
+import functools
+import platform
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from llvmlite import ir
+from numba import config, extending, types
+from numba.core import cgutils
+from numba.core.codegen import get_host_cpu_features
+
+from minigan.kernels import launch
+from minigan.kernels.interpreter import ARM, call as call
+from minigan.kernels.memory import word as word
+
+_VOID, _POINTER, _BYTE, _I32, _I64 = ir.VoidType(), ir.PointerType(), *map(ir.IntType, (8, 32, 64))
+
+
+def _tile_shape() -> tuple[int, int, int]:
+    """Bytes in a vector register, and the rows and vectors of the tile, whose sums fill most of the registers."""
+    features = get_host_cpu_features() if config.CPU_FEATURES is None else config.CPU_FEATURES
+    if "+avx512f" in features:
+        return 64, 8, 3  # 24 sums, 3 vectors of B and 1 of A in 32 registers
+    if "+avx2" in features and "+fma" in features:
+        return 32, 4, 3  # 12, 3 and 1 in 16
+    return 16, (8 if platform.machine().lower() in ARM else 4), 3
+
+
+BYTES, ROWS, VECTORS = _tile_shape()
+SINGLE = 4  # vectors of a tile of one row
+# Rows of a panel of B, which with AVX-512 is 38 KiB of an L1 cache of 48. From 160 to 264 a step takes the same, +-1 %.
+DEPTH = 200
+# Rows of A that share a panel: their part of A, 400 KiB, stays in L2.
+HEIGHT = 512
+# From this many on, copying a panel pays even if B's rows could be read where they are: 5 % at 128 rows, -8 % at 64.
+PACK_ROWS = 128
+
+
+class _Vectors(NamedTuple):
+    """The instructions on vectors of one dtype. Addresses are integers, and offsets are in bytes."""
+
+    kind: Any  # of a number in LLVM
+    name: str  # the same in the names of LLVM's intrinsics
+    item: int
+
+    @property
+    def lanes(self) -> int:
+        return BYTES // self.item
+
+    @property
+    def zero(self) -> Any:
+        return ir.Constant(ir.VectorType(self.kind, self.lanes), [0.0] * self.lanes)
+
+    def load(self, builder: Any, address: Any, mask: Any = None) -> Any:
+        pointer = builder.inttoptr(address, _POINTER)
+        if mask is None:
+            return builder.load(pointer, align=self.item, typ=self.zero.type)
+        name = f"llvm.masked.load.v{self.lanes}{self.name}.p0"
+        return _call(builder, name, self.zero.type, pointer, _I32(self.item), mask, self.zero)
+
+    def store(self, builder: Any, value: Any, address: Any, mask: Any = None) -> None:
+        pointer = builder.inttoptr(address, _POINTER)
+        if mask is None:
+            builder.store(value, pointer, align=self.item)
+        else:
+            name = f"llvm.masked.store.v{self.lanes}{self.name}.p0"
+            _call(builder, name, _VOID, value, pointer, _I32(self.item), mask)
+
+    def below(self, builder: Any, count: Any) -> Any:
+        """The mask of the lanes i < count."""
+        lanes = ir.Constant(ir.VectorType(_I64, self.lanes), list(range(self.lanes)))
+        return builder.icmp_signed("<", lanes, _splat(builder, count, self.lanes))
+
+    def load_number(self, builder: Any, address: Any) -> Any:
+        return builder.load(builder.inttoptr(address, _POINTER), align=self.item, typ=self.kind)
+
+    def load_splat(self, builder: Any, address: Any) -> Any:
+        """A number in every lane."""
+        return _splat(builder, self.load_number(builder, address), self.lanes)
+
+    def multiply_add(self, builder: Any, x: Any, y: Any, z: Any) -> Any:
+        """x * y + z, rounded once where the CPU can."""
+        return _call(builder, f"llvm.fmuladd.v{self.lanes}{self.name}", z.type, x, y, z)
+
+
+FLOAT32 = _Vectors(ir.FloatType(), "f32", 4)
+FLOAT64 = _Vectors(ir.DoubleType(), "f64", 8)
+
+
+def _call(builder: Any, name: str, result: Any, *arguments: Any) -> Any:
+    kind = ir.FunctionType(result, [argument.type for argument in arguments])
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments)
+
+
+def _shuffle(builder: Any, x: Any, y: Any, order: Sequence[int]) -> Any:
+    """The vector of the elements number `order` of x and y, one behind the other."""
+    return builder.shuffle_vector(x, y, ir.Constant(ir.VectorType(_I32, len(order)), list(order)))
+
+
+def _splat(builder: Any, x: Any, lanes: int) -> Any:
+    undefined = ir.Constant(ir.VectorType(x.type, lanes), ir.Undefined)
+    return _shuffle(builder, builder.insert_element(undefined, x, _I32(0)), undefined, [0] * lanes)
+
+
+def _prefetch(builder: Any, address: Any, write: bool) -> None:
+    """Ask for the cache line at an address, which need not be readable."""
+    pointer = builder.inttoptr(address, _POINTER)
+    _call(builder, "llvm.prefetch.p0", _VOID, pointer, _I32(int(write)), _I32(3), _I32(1))
+
+
+def _rows(builder: Any, start: Any, stride: Any, rows: int, count: Any) -> list[Any]:
+    """Addresses of `rows` rows, of which those from `count` on are the last again: the same work done twice."""
+    last = builder.sub(count, _I64(1))
+    numbers = [builder.select(builder.icmp_signed("<", _I64(i), last), _I64(i), last) for i in range(rows)]
+    return [builder.add(start, builder.mul(number, stride)) for number in numbers]
+
+
+def _loop(
+    builder: Any, count: Any, step: int, start: list[Any], body: Callable[[Any, Any], list[Any]]
+) -> list[Any]:
+    """Carry values, from `start` on, through `values = body(k, values)` for k in range(0, count, step)."""
+    start = [_I64(0), *start]
+    before, inside, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
+    builder.cbranch(builder.icmp_signed(">", count, _I64(0)), inside, after)
+    builder.position_at_end(inside)
+    values = [builder.phi(value.type) for value in start]
+    following = [builder.add(values[0], _I64(step)), *body(values[0], values[1:])]
+    builder.cbranch(builder.icmp_signed("<", following[0], count), inside, after)
+    builder.position_at_end(after)
+    results = [builder.phi(value.type) for value in start]
+    for value, result, first, later in zip(values, results, start, following, strict=True):
+        for phi in (value, result):
+            phi.add_incoming(first, before)
+            phi.add_incoming(later, inside)
+    return results[1:]
+
+
+def _intrinsic(emit: Callable[..., None]) -> Any:
+    """A function for compiled code, of integers: `emit(builder, *arguments)` writes its instructions in place."""
+
+    def typed(typingctx: Any, *kinds: Any) -> Any:
+        def emit_in(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            emit(builder, *(builder.extract_value(arguments[0], k) for k in range(len(kinds))))
+            return context.get_dummy_value()
+
+        return types.void(types.StarArgTuple([types.intp] * len(kinds))), emit_in
+
+    function: Any = extending.intrinsic(typed)
+    return function
+
+
+def _tile(of: _Vectors, rows: int, vectors: int) -> Any:
+    """The register tile: C[:m, :n] = A[:m, :depth] @ B[:depth, :n], or += if `add` is not 0.
+
+    m <= rows and (vectors - 1) lanes < n <= vectors lanes. B's rows are padded to whole vectors, unless the tile is
+    of one row, which takes any n.
+    """
+    offsets = [_I64(BYTES * v) for v in range(vectors)]
+
+    def emit(builder: Any, *arguments: Any) -> None:
+        a, rsa, csa, b, rsb, c, ldc, depth, m, n, add = arguments
+        a_rows, c_rows = _rows(builder, a, rsa, rows, m), _rows(builder, c, ldc, rows, m)
+        masks: list[Any] = [None] * vectors
+        for v in range(vectors) if rows == 1 else [vectors - 1]:
+            masks[v] = of.below(builder, builder.sub(n, _I64(of.lanes * v)))
+        places = [
+            (builder.add(row, offset), mask)
+            for row in c_rows
+            for offset, mask in zip(offsets, masks, strict=True)
+        ]
+        # The lines of C are on their way while k runs: 1.5 % of a step at batch 256, whose C is not in L2.
+        for address, _ in places:
+            _prefetch(builder, address, write=True)
+
+        def body(k: Any, values: Any) -> list[Any]:
+            along_a, row_b, *sums = values
+            # The line behind: the next tile's if A's columns are contiguous. One instruction, 8 % for 784 x 512 x 128.
+            _prefetch(builder, builder.add(builder.add(a_rows[0], along_a), _I64(64)), write=False)
+            b_row = [
+                of.load(builder, builder.add(row_b, offset), mask if rows == 1 else None)
+                for offset, mask in zip(offsets, masks, strict=True)
+            ]
+            for i, row in enumerate(a_rows):
+                x = of.load_splat(builder, builder.add(row, along_a))
+                for v, y in enumerate(b_row, i * vectors):
+                    sums[v] = of.multiply_add(builder, x, y, sums[v])
+            return [builder.add(along_a, csa), builder.add(row_b, rsb), *sums]
+
+        _, _, *sums = _loop(builder, depth, 1, [_I64(0), b, *[of.zero] * len(places)], body)
+        with builder.if_else(builder.icmp_signed("==", add, _I64(0))) as (first, more):
+            with first:
+                for total, place in zip(sums, places, strict=True):
+                    of.store(builder, total, *place)
+            with more:
+                # Every row is read before any is written, because the last may be there twice.
+                old = [of.load(builder, *place) for place in places]
+                for total, value, place in zip(sums, old, places, strict=True):
+                    of.store(builder, builder.fadd(total, value), *place)
+
+    return _intrinsic(emit)
+
+
+def _dot(of: _Vectors) -> Any:
+    """C[:m, 0] = A[:m, :depth] @ B[:depth, 0] where A's rows and B's column are contiguous: vectors run along k."""
+
+    def emit(builder: Any, a: Any, rsa: Any, b: Any, c: Any, ldc: Any, depth: Any, m: Any) -> None:
+        a_rows, c_rows = _rows(builder, a, rsa, ROWS, m), _rows(builder, c, ldc, ROWS, m)
+
+        def body(k: Any, sums: Any) -> list[Any]:
+            mask, offset = of.below(builder, builder.sub(depth, k)), builder.mul(k, _I64(of.item))
+            x = [of.load(builder, builder.add(row, offset), mask) for row in a_rows]
+            y = of.load(builder, builder.add(b, offset), mask)
+            return [of.multiply_add(builder, one, y, total) for one, total in zip(x, sums, strict=True)]
+
+        for total, place in zip(_loop(builder, depth, of.lanes, [of.zero] * ROWS, body), c_rows, strict=True):
+            half = of.lanes
+            while half := half // 2:
+                turned = _shuffle(builder, total, total, [(i + half) % of.lanes for i in range(of.lanes)])
+                total = builder.fadd(total, turned)
+            of.store(builder, builder.extract_element(total, _I32(0)), place)
+
+    return _intrinsic(emit)
+
+
+def _transpose(of: _Vectors) -> Any:
+    """to[k, j] = b[j, k] of a square of lanes x lanes; rows of `b` are `ld` bytes apart, those of `to` `ld_to`."""
+    numbers = range(of.lanes)
+
+    def emit(builder: Any, b: Any, ld: Any, to: Any, ld_to: Any) -> None:
+        # Loading pieces of 16 or 32 bytes in place of the first steps saves shuffles, but measured 0 to 4 % slower.
+        rows = [of.load(builder, builder.add(b, builder.mul(_I64(i), ld))) for i in numbers]
+        half = of.lanes
+        while half := half // 2:  # swap the off-diagonal quarters of every square of 2 half x 2 half
+            low = [i - half + of.lanes if i & half else i for i in numbers]
+            high = [i + of.lanes if i & half else i + half for i in numbers]
+            for i in (i for i in numbers if not i & half):
+                x, y = rows[i], rows[i + half]
+                rows[i], rows[i + half] = _shuffle(builder, x, y, low), _shuffle(builder, x, y, high)
+        for i, row in enumerate(rows):
+            of.store(builder, row, builder.add(to, builder.mul(_I64(i), ld_to)))
+
+    return _intrinsic(emit)
+
+
+def _copy(of: _Vectors) -> Any:
+    """Copy the first n numbers of a vector, or all if it has fewer; zeros behind them."""
+
+    def emit(builder: Any, b: Any, to: Any, n: Any) -> None:
+        of.store(builder, of.load(builder, b, of.below(builder, n)), to)
+
+    return _intrinsic(emit)
+
+
+def _move(of: _Vectors) -> Any:
+    """Copy one number, or write a zero if n is not positive."""
+
+    def emit(builder: Any, b: Any, to: Any, n: Any) -> None:
+        with builder.if_else(builder.icmp_signed(">", n, _I64(0))) as (copied, padded):
+            with copied:
+                of.store(builder, of.load_number(builder, b), to)
+            with padded:
+                of.store(builder, of.kind(0.0), to)
+
+    return _intrinsic(emit)
+
+
+def _scratch(typingctx: Any) -> Any:
+    """The address of memory on the stack for a panel of B."""
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        with builder.goto_entry_block():
+            panel = builder.alloca(ir.ArrayType(_BYTE, DEPTH * VECTORS * BYTES))
+            panel.align = 64
+        return builder.ptrtoint(panel, _I64)
+
+    return types.intp(), emit
+
+
+# Module globals, because Numba's cache on disk misses every time for what is captured in a closure.
+scratch: Any = extending.intrinsic(_scratch)
+tile1_float32, tile2_float32, tile3_float32 = (_tile(FLOAT32, ROWS, vectors) for vectors in (1, 2, 3))
+tile1_float64, tile2_float64, tile3_float64 = (_tile(FLOAT64, ROWS, vectors) for vectors in (1, 2, 3))
+single_float32, single_float64 = _tile(FLOAT32, 1, SINGLE), _tile(FLOAT64, 1, SINGLE)
+dot_float32, dot_float64 = _dot(FLOAT32), _dot(FLOAT64)
+transpose_float32, transpose_float64 = _transpose(FLOAT32), _transpose(FLOAT64)
+copy_float32, copy_float64 = _copy(FLOAT32), _copy(FLOAT64)
+move_float32, move_float64 = _move(FLOAT32), _move(FLOAT64)
+
+item_float32, lanes_float32 = FLOAT32.item, FLOAT32.lanes
+item_float64, lanes_float64 = FLOAT64.item, FLOAT64.lanes
+
+
+def pack_float32(b: int, rsb: int, csb: int, depth: int, columns: int, vectors: int, to: int) -> None:
+    """Copy B[:depth, :columns] to `to`, row after row of whole vectors, with zeros behind the columns."""
+    item, lanes = item_float32, lanes_float32
+    width = vectors * lanes * item
+    for v in range(vectors):
+        source, place, n = b + v * lanes * csb, to + v * lanes * item, columns - v * lanes
+        if csb == item:
+            for k in range(depth):
+                copy_float32(source + k * rsb, place + k * width, n)
+        else:
+            squares = depth // lanes * lanes if rsb == item and n >= lanes else 0
+            for k in range(0, squares, lanes):
+                transpose_float32(source + k * rsb, csb, place + k * width, width)
+            for k in range(squares, depth):
+                for lane in range(lanes):
+                    move_float32(source + k * rsb + lane * csb, place + k * width + lane * item, n - lane)
+
+
+def product_float32(row: int, i0: int, i1: int, j0: int, j1: int) -> None:
+    """Compute C[i0:i1, j0:j1], and call the epilogue for panels of columns with all of these rows.
+
+    Words of the row from 5 on: a, rsa, csa, b, rsb, csb, c, ldc (addresses, and strides of rows and columns in bytes;
+    C's columns are contiguous), depth, the epilogue's kernel (0: none) and row.
+    """
+    if i0 >= i1 or j0 >= j1:
+        return
+    a, rsa, csa = word(row, 5), word(row, 6), word(row, 7)
+    b, rsb, csb = word(row, 8), word(row, 9), word(row, 10)
+    c, ldc, depth = word(row, 11), word(row, 12), word(row, 13)
+    epilogue, epilogue_row = word(row, 14), word(row, 15)
+    item, lanes = item_float32, lanes_float32
+
+    # A matrix by a vector, whose tiles would be empty but for one lane.
+    by_rows = word(row, 2) == 1 and csa == item and rsb == item
+    by_columns = word(row, 2) == 1 and rsa == item and ldc == item
+    if by_rows or by_columns:
+        if by_rows:
+            for i in range(i0, i1, ROWS):
+                dot_float32(a + i * rsa, rsa, b, c + i * ldc, ldc, depth, min(i1 - i, ROWS))
+        else:
+            for i in range(i0, i1, SINGLE * lanes):  # the transposes: one row of C
+                single_float32(b, 0, rsb, a + i * item, csa, c + i * item, 0, depth, 1, i1 - i, 0)
+        if epilogue != 0:
+            call(epilogue, epilogue_row, i0, i1, j0, j1)
+        return
+
+    stack = scratch()
+    blocks = max((depth + DEPTH - 1) // DEPTH, 1)
+    for i_block in range(i0, i1, HEIGHT):
+        i_end = min(i_block + HEIGHT, i1)
+        for block in range(blocks):
+            k0 = depth * block // blocks
+            kc = depth * (block + 1) // blocks - k0
+            j = j0
+            while j < j1:
+                vectors = (j1 - j + lanes - 1) // lanes
+                # Two and two, not three and one.
+                vectors = VECTORS - 1 if vectors == VECTORS + 1 else min(vectors, VECTORS)
+                columns = min(j1 - j, vectors * lanes)
+                panel, stride = b + k0 * rsb + j * csb, rsb
+                if csb != item or columns < vectors * lanes or i_end - i_block >= PACK_ROWS:
+                    pack_float32(panel, rsb, csb, kc, columns, vectors, stack)
+                    panel, stride = stack, vectors * lanes * item
+                for i in range(i_block, i_end, ROWS):
+                    ap, cp, m = a + i * rsa + k0 * csa, c + i * ldc + j * item, min(i_end - i, ROWS)
+                    if vectors == 3:
+                        tile3_float32(ap, rsa, csa, panel, stride, cp, ldc, kc, m, columns, block)
+                    elif vectors == 2:
+                        tile2_float32(ap, rsa, csa, panel, stride, cp, ldc, kc, m, columns, block)
+                    else:
+                        tile1_float32(ap, rsa, csa, panel, stride, cp, ldc, kc, m, columns, block)
+                if epilogue != 0 and block == blocks - 1 and i_end == i1:
+                    call(epilogue, epilogue_row, i0, i1, j, j + columns)
+                j += columns
+
+
+@functools.cache
+def kernel(dtype: Any) -> launch.Kernel:
+    """The compiled product for `dtype`, float32 or float64: the two functions above with its name in theirs."""
+    name = np.dtype(dtype).name
+    names = ["call", "scratch", "word", "DEPTH", "HEIGHT", "PACK_ROWS", "ROWS", "SINGLE", "VECTORS"]
+    parts = ["copy", "dot", "item", "lanes", "move", "single", "tile1", "tile2", "tile3", "transpose"]
+    names += [f"{part}_float32" for part in parts]
+    source = f"""from numba import njit
+
+from minigan.kernels.product import {", ".join(names)}
+
+
+@njit(error_model="numpy")
+{launch.source_of(pack_float32)}
+
+{launch.source_of(product_float32)}"""
+    return launch.kernel(f"product_{name}", source.replace("float32", name))
+
+
+def quantum(dtype: Any) -> tuple[int, int]:
+    """The rows and columns of C that parts are to be multiples of."""
+    return ROWS, BYTES // np.dtype(dtype).itemsize
+
+
+def best_split(M: int, N: int, K: int, csb_contiguous: bool, parts: int) -> int:
+    """The axis of C, 0 (rows) or 1 (columns), along which `parts` parts take the least time.
+
+    Every part packs the columns of B that it reads, so parts of rows repeat that work; a transposed vector costs about
+    as much as a tile of products, a copied one a quarter.
+    """
+    tiles, vectors = -(-M // ROWS), -(-N // lanes_float32)
+    packing = 0.25 if csb_contiguous else 1.0
+    by_rows = (-(-tiles // parts) + packing) * vectors
+    by_columns = (tiles + packing) * -(-vectors // parts)
+    return int(by_columns <= by_rows and vectors >= parts)

@@ -1,0 +1,270 @@
+"""A captured step made ready to run: kernels for its nodes, memory for its results, and the machine's table.
+
+Every address in the table is of memory that the program holds. They are written in one place, `Builder.table`, except
+those of arguments, which `replay` writes anew in every run.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minigan.backend import Array
+from minigan.kernels import launch
+from minigan.program.capture import REQUIRE, Buffer, Call, Recorder, Ref
+from minigan.program.fuse import Node, fuse, unfused
+from minigan.program.loops import Address, Scratch, Text, as_word, write_loop
+from minigan.program.plan import Life, Step, address, arena, in_place, lives, moments, place, schedule
+from minigan.trace import Slot
+
+
+class Options(NamedTuple):
+    """How a program is made; what differs from the default serves to find faults.
+
+    fuse: make loops and products of the calls; otherwise each runs as it does without compiling, bit for bit.
+    plan: let results share memory.
+    poison: fill memory with NaN as soon as its content is not needed any more.
+    threads: how many may share the work.
+    """
+
+    fuse: bool = True
+    plan: bool = True
+    poison: bool = False
+    threads: int = 1
+
+
+class Row(NamedTuple):
+    """A line of the listing, and a row of the table if the machine has a kernel for it."""
+
+    node: Node
+    text: Text | None
+    step: int
+
+
+class PythonCall(NamedTuple):
+    """A call of a primitive's own kernel, with the arrays it runs on."""
+
+    call: Call
+    outs: tuple[Array, ...]
+    inputs: tuple[Array, ...]
+    slots: dict[str, int]  # attributes that are worked out anew, and the numbers they are
+    checks: bool  # whether the values of an input decide about errors
+
+
+class Built(NamedTuple):
+    """What `replay` runs."""
+
+    steps: list[Any]  # (first phase, last phase + 1), or a PythonCall
+    rows: list[Row]
+    machine: Any  # or None
+    table: Array
+    arena: Array
+    number_words: list[tuple[int, int]]  # words of the table that are numbers worked out anew: (word, number)
+    input_words: list[
+        tuple[int, Buffer, int]
+    ]  # words that are addresses in an argument: (word, buffer, offset)
+    copied: set[Buffer]  # arguments that have to be copied, since Python calls hold arrays over their memory
+    dead: list[list[tuple[int, int]]]  # per moment, the parts of the arena not needed any more
+    outputs: list[Array]
+
+
+def needed_calls(calls: Sequence[Call], outputs: Sequence[Ref]) -> list[Call]:
+    """The calls without those whose results nobody needs."""
+    wanted = {x.buffer for x in outputs}
+    kept = []
+    for call in reversed(calls):
+        if call.primitive is REQUIRE or any(
+            x.buffer in wanted or x.buffer.kind != "temporary" for x in call.outs
+        ):
+            kept.append(call)
+            wanted.update(x.buffer for x in call.inputs)
+    return kept[::-1]
+
+
+class Builder:
+    """Makes a `Built` of what a recorder heard."""
+
+    def __init__(self, recorder: Recorder, outputs: Sequence[Ref], options: Options) -> None:
+        self.options, self.outputs = options, outputs
+        self.compiled = options.fuse and launch.numba() is not None and launch.may_build()
+        calls = needed_calls(recorder.calls, outputs)
+        nodes = fuse(calls) if self.compiled else unfused(calls)
+        self.readers: dict[Buffer, int] = {}
+        for node in nodes:
+            for buffer in node.reads:
+                self.readers[buffer] = self.readers.get(buffer, 0) + 1
+        self.kept = {x.buffer for x in outputs}
+        if self.compiled:
+            nodes = [in_place(node, self._is_read) for node in nodes]
+        self.schedule = schedule(nodes, options.threads, self.compiled)
+        if options.poison:  # after every node what is not needed any more is overwritten
+            self.schedule = [Step([n], min(step.parts, 1)) for step in self.schedule for n in step.nodes]
+        self.texts = {node: write_loop(node, self._is_read) for node in nodes if node.walks}
+        self._place()
+
+    def _is_read(self, buffer: Buffer) -> bool:
+        return buffer in self.kept or buffer in self.readers
+
+    def _is_stored(self, buffer: Buffer) -> bool:
+        return self._is_read(buffer) or buffer in self.python_outs or buffer in self.product_outs
+
+    def _place(self) -> None:
+        """Give all results and scratch memory their places."""
+        nodes = [node for step in self.schedule for node in step.nodes]
+        # A kernel writes all its outputs, read or not; a loop writes what is read.
+        self.python_outs = {b for node in nodes if node.kind == "call" for b in node.writes}
+        self.product_outs = {
+            node.product.outs[0].buffer for node in nodes if node.kind == "product" and node.product
+        }
+        blocks = lives(self.schedule, self.kept, self._is_stored, self.options.plan)
+        for now, group in moments(self.schedule):
+            for node in group:
+                for k, word in enumerate(self.texts[node].words if node in self.texts else ()):
+                    if isinstance(word, Scratch):
+                        blocks.append(Life((node, k), word.nbytes, now, now))
+        self.offsets, size = place(blocks)
+        self.arena = arena(size)
+        self.base = address(self.arena)
+        last = sum(1 for _ in moments(self.schedule))
+        self.dead: list[list[tuple[int, int]]] = [[] for _ in range(last)]
+        for block in blocks:
+            if block.last < last:
+                at = self.offsets[block.key]
+                self.dead[block.last].append((at, at + block.nbytes))
+
+    def view(self, ref: Ref) -> Array:
+        """The array of a program that `ref` stands for."""
+        if ref.buffer.kind != "temporary":
+            return ref.array
+        at = self.offsets[ref.buffer] + ref.offset
+        return np.ndarray(ref.shape, ref.dtype, self.arena.data, at, ref.strides)
+
+    def _address(self, ref: Ref) -> int:
+        if ref.buffer.kind == "temporary":
+            return self.base + self.offsets[ref.buffer] + ref.offset
+        return address(ref.buffer.array) + ref.offset
+
+    def build(self) -> Built:
+        """Compile the kernels and write the table."""
+        self.table: list[int] = []
+        self.number_words: list[tuple[int, int]] = []
+        self.input_words: list[tuple[int, Buffer, int]] = []
+        self.fail_words: list[int] = []
+        self.behind_words: list[tuple[int, int]] = []  # words with the address of another row: (word, row)
+        rows: list[Row] = []
+        row_words: list[int] = []
+        phases: list[tuple[int, int, int]] = []
+        steps: list[Any] = []
+        copied: set[Buffer] = set()
+        for number, step in enumerate(self.schedule):
+            if not step.parts:
+                (node,) = step.nodes
+                steps.append(self._python_call(node.product))  # type: ignore[arg-type]
+                rows.append(Row(node, None, number))
+                copied |= {b for b in node.reads if b.kind == "input"}
+                continue
+            begin = len(row_words)
+            for node in step.nodes:
+                row_words.append(self._row(node))
+                rows.append(Row(node, self.texts.get(node), number))
+            phases.append((begin, len(row_words), step.parts))
+            if steps and not isinstance(steps[-1], PythonCall) and not self.options.poison:
+                steps[-1] = steps[-1][0], len(phases)
+            else:
+                steps.append((len(phases) - 1, len(phases)))
+        table = np.array(self.table, np.int64)
+        machine = None
+        if phases:
+            from minigan.kernels.machine import Machine
+
+            for word, start in self.behind_words:
+                table[word] = address(table) + 8 * start
+            machine = Machine(table, row_words, phases)
+            table[self.fail_words] = machine.fail_address
+        return Built(
+            steps,
+            rows,
+            machine,
+            table,
+            self.arena,
+            self.number_words,
+            self.input_words,
+            copied,
+            self.dead,
+            [self.view(ref) for ref in self.outputs],
+        )
+
+    def _python_call(self, call: Call) -> PythonCall:
+        slots = {name: value.index for name, value in call.attributes.items() if isinstance(value, Slot)}
+        checks = any(x.dtype.kind in "iu" and x.buffer.kind != "held" for x in call.inputs)
+        outs, inputs = (tuple(self.view(ref) for ref in refs) for refs in (call.outs, call.inputs))
+        return PythonCall(call, outs, inputs, slots, checks)
+
+    def _row(self, node: Node) -> int:
+        """Append the node's row, and before it that of the loop behind its product; gives where it begins."""
+        from minigan.kernels import machine, product  # these import Numba
+
+        if node.kind == "call":
+            (flag,) = node.product.inputs  # type: ignore[union-attr]
+            start = self._head(machine.check_kernel().address, 1, 1, 2, 1)
+            self._append(flag)
+            self.fail_words.append(len(self.table))
+            self.table.append(0)
+            return start
+        behind = self._loop_row(node) if node.walks else -1
+        if node.product is None:
+            return behind
+        (c,) = node.product.outs
+        a, b = node.product.inputs
+        rsa, csa = a.strides[::-1] if node.product.attributes["ta"] else a.strides
+        rsb, csb = b.strides[::-1] if node.product.attributes["tb"] else b.strides
+        m, n = c.shape
+        k = a.shape[0 if node.product.attributes["ta"] else 1]
+        whole_columns = behind >= 0 and self.texts[node].split == 1
+        dense = csb == c.dtype.itemsize
+        split = 1 if whole_columns else product.best_split(m, n, k, dense, self.options.threads)
+        kernel = product.kernel(c.dtype)
+        start = self._head(kernel.address, m, n, split, product.quantum(c.dtype)[split])
+        self._append(a)
+        self.table += [rsa, csa]
+        self._append(b)
+        self.table += [rsb, csb]
+        self._append(c)
+        self.table += [c.strides[0], k]
+        if behind >= 0:
+            self.table.append(self.table[behind])
+            self.behind_words.append((len(self.table), behind))
+        else:
+            self.table.append(0)
+        self.table.append(0)
+        return start
+
+    def _head(self, kernel: int, n: int, m: int, split: int, quantum: int) -> int:
+        start = len(self.table)
+        self.table += [kernel, n, m, split, quantum]
+        return start
+
+    def _append(self, ref: Ref) -> None:
+        """Append the address of an array."""
+        if ref.buffer.kind == "input":
+            self.input_words.append((len(self.table), ref.buffer, ref.offset))
+        self.table.append(self._address(ref))
+
+    def _loop_row(self, node: Node) -> int:
+        text = self.texts[node]
+        n, m = node.dims if len(node.dims) == 2 else (node.dims[0], 1)
+        kernel = launch.kernel(text.name, text.source)
+        quantum = 1 if len(node.dims) == 2 and text.split == 0 else 16
+        start = self._head(kernel.address, n, m, text.split, quantum)
+        for k, word in enumerate(text.words):
+            if isinstance(word, Address):
+                self._append(word.ref)
+            elif isinstance(word, Scratch):
+                self.table.append(self.base + self.offsets[node, k])
+            elif isinstance(word, float):
+                if isinstance(word, Slot):
+                    self.number_words.append((len(self.table), word.index))
+                self.table.append(as_word(word))
+            else:
+                self.table.append(word)
+        return start

@@ -1,0 +1,242 @@
+"""The calls of one run of a step, as a list of what they compute from which memory.
+
+Capturing is a run like any other, with a recorder that `apply` tells of every call. What the run changed in place is
+put back at its end, so that the replay which follows makes the step: every step is then made by the same kernels.
+"""
+
+import os
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minigan.backend import Array
+from minigan.errors import GraphError
+from minigan.tape import Primitive
+from minigan.trace import Slot
+
+PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+
+# The end of a run where a flag does not hold.
+REQUIRE = Primitive("require", lambda flag: ())
+
+
+@dataclass(eq=False)
+class Buffer:
+    """A block of memory that the step reads or writes.
+
+    Attributes:
+        kind: "temporary" (results of the step), "held" (arrays from outside, such as parameters), "input" (an argument
+            of the step), or "host" (an array that Python works out anew in every run).
+        array: the memory of the captured run; that of all kinds but "temporary" is used in replays too.
+    """
+
+    number: int
+    kind: str
+    array: Array
+    shown: str = ""
+
+    @property
+    def nbytes(self) -> int:
+        """Its size."""
+        return self.array.nbytes
+
+
+class Ref(NamedTuple):
+    """An array as a place in a buffer; `offset` and `strides` in bytes; `array` is that of the captured run."""
+
+    buffer: Buffer
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: np.dtype[Any]
+    array: Array
+
+    @property
+    def size(self) -> int:
+        """The number of elements."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+
+@dataclass(eq=False)
+class Call:
+    """One call of a primitive that is not a view.
+
+    Attributes:
+        outs: its results; the first `primitive.donates` of them are the inputs of the same number.
+        flops: of the call.
+    """
+
+    primitive: Primitive
+    inputs: tuple[Ref, ...]
+    outs: tuple[Ref, ...]
+    attributes: dict[str, Any] = field(default_factory=dict)
+    flops: int = 0
+
+
+class Hosted(NamedTuple):
+    """A function that every run calls before it computes, and where its numbers and arrays go."""
+
+    function: Callable[[], Any]
+    numbers: list[int]
+    arrays: list[Array]
+
+
+class Recorder:
+    """What hears of every call of `apply` in a captured run (see `minigan.trace.Recorder`)."""
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+        self.buffers: list[Buffer] = []
+        self.numbers: list[float] = []
+        self.hosts: list[Hosted] = []
+        self.restores: list[Callable[[], None]] = []
+        self.changed: dict[int, Any] = {}  # tensors that the step overwrites
+        self._refs: dict[
+            int, tuple[Array, Ref]
+        ] = {}  # by the array's id, which stays its own while it is held
+        self._owners: dict[int, Buffer] = {}  # by the id of the array that owns the memory
+        self._before: dict[int, tuple[Array, Array]] = {}  # what was overwritten, and its content before
+
+    # What the recorder hears: see `minigan.trace.Recorder`
+
+    def call(
+        self, primitive: Primitive, arrays: Sequence[Array], outs: Sequence[Array], attributes: dict[str, Any]
+    ) -> None:
+        """Note a call, and what it is about to overwrite."""
+        inputs = tuple([self.ref(x) for x in arrays])
+        if primitive.view is not None:
+            self._refs[id(outs[0])] = outs[0], _within(inputs[0], arrays[0], outs[0])
+            return
+        for x in outs[: primitive.donates]:
+            self._before.setdefault(id(x), (x, x.copy()))
+        results = [self.ref(x) for x in outs[: primitive.donates]]
+        for x in outs[primitive.donates :]:
+            results.append(self._new("temporary", x))
+        flops = primitive.flops(*arrays, **attributes)
+        self.calls.append(Call(primitive, inputs, tuple(results), attributes, flops))
+
+    def changes(self, tensor: Any) -> None:
+        """Note a tensor whose version rises in every run."""
+        self.changed[id(tensor)] = tensor
+
+    def host(self, function: Callable[[], Any], value: Any) -> Any:
+        """Note a function, and give slots in place of its numbers."""
+        hosted = Hosted(function, [], [])
+        self.hosts.append(hosted)
+        return self._stand_in(value, hosted)
+
+    def require(self, flag: Array) -> None:
+        """Note a check."""
+        self.calls.append(Call(REQUIRE, (self.ref(flag),), ()))
+
+    def undone_by(self, restore: Callable[[], None]) -> None:
+        """Note how to undo a run."""
+        self.restores.append(restore)
+
+    def read(self, array: Array, what: str) -> None:
+        """Raise `GraphError` if the values may differ from run to run."""
+        entry = self._refs.get(id(array))
+        buffer = entry[1].buffer if entry else self._owners.get(id(_owner(array)))
+        if buffer is not None and (buffer.kind != "held" or self._is_changed(buffer)):
+            raise GraphError(
+                f"{what} in a step that is being compiled, at {caller()}: Python would see the value of this run for"
+                " ever. Return the tensor and look at it outside, or choose with minigan.ops.where"
+            )
+
+    # Memory
+
+    def argument(self, array: Array, shown: str) -> Array:
+        """The memory that an argument of the step lies in: a copy, in C order."""
+        own = np.array(array, order="C")
+        self._new("input", own, shown)
+        return own
+
+    def ref(self, array: Array) -> Ref:
+        """Where an array is; one that is seen for the first time comes from outside of the step."""
+        entry = self._refs.get(id(array))
+        if entry is None:
+            owner = _owner(array)
+            if id(owner) not in self._owners:
+                self._new("held", owner)
+            base = self._refs[id(owner)][1]
+            entry = self._refs[id(array)] = array, _within(base, owner, array)
+        return entry[1]
+
+    def undo(self) -> None:
+        """Put back what the run has overwritten."""
+        for array, before in self._before.values():
+            np.copyto(array, before)
+
+    def _new(self, kind: str, array: Array, shown: str = "") -> Ref:
+        buffer = Buffer(len(self.buffers), kind, array, shown)
+        ref = Ref(buffer, 0, array.shape, array.strides, array.dtype, array)
+        self.buffers.append(buffer)
+        self._refs[id(array)] = array, ref
+        self._owners[id(array)] = buffer
+        return ref
+
+    def _stand_in(self, value: Any, hosted: Hosted) -> Any:
+        """`value` with slots for its floats and memory of the program's for its arrays."""
+        if isinstance(value, float):
+            slot = Slot(value)
+            slot.index = len(self.numbers)
+            self.numbers.append(float(value))
+            hosted.numbers.append(slot.index)
+            return slot
+        if isinstance(value, np.ndarray):
+            own = np.array(value, order="C")
+            self._new("host", own)
+            hosted.arrays.append(own)
+            return own
+        if isinstance(value, dict):
+            return {key: self._stand_in(each, hosted) for key, each in value.items()}
+        if isinstance(value, (list, tuple)):
+            return type(value)([self._stand_in(each, hosted) for each in value])
+        if value is None:
+            return None
+        raise GraphError(
+            f"host: a {type(value).__name__} cannot change from run to run, only floats and arrays"
+        )
+
+    def _is_changed(self, buffer: Buffer) -> bool:
+        return any(_owner(array) is buffer.array for array, _ in self._before.values())
+
+
+def floats_and_arrays(value: Any) -> tuple[list[float], list[Array]]:
+    """The floats and the arrays in what a host function gave, in the order of `Hosted`."""
+    numbers: list[float] = []
+    arrays: list[Array] = []
+    stack = [value]
+    while stack:
+        each = stack.pop()
+        if isinstance(each, float):
+            numbers.append(each)
+        elif isinstance(each, np.ndarray):
+            arrays.append(each)
+        elif isinstance(each, dict):
+            stack += reversed(each.values())
+        elif isinstance(each, (list, tuple)):
+            stack += reversed(each)
+    return numbers, arrays
+
+
+def caller() -> str:
+    """File and line of the innermost frame that is not in this package."""
+    for frame in reversed(traceback.extract_stack()):
+        if not frame.filename.startswith(PACKAGE):
+            return f"{frame.filename}:{frame.lineno}"
+    return "an unknown line"
+
+
+def _owner(array: Array) -> Array:
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array
+
+
+def _within(ref: Ref, array: Array, view: Array) -> Ref:
+    offset = ref.offset + view.__array_interface__["data"][0] - array.__array_interface__["data"][0]
+    return Ref(ref.buffer, offset if view.size else 0, view.shape, view.strides, view.dtype, view)

@@ -1,0 +1,381 @@
+"""Calls into nodes: pointwise chains with the reductions that end them into loops, and loops behind products.
+
+A node is made at once, so two calls may share one only if nothing outside of it stands between them: nothing that needs
+the one and is needed by the other. What passes from call to call within a loop stays in registers.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minigan.backend import FLOATS
+from minigan.linear import CAST, MATMUL, MEAN, SUM
+from minigan.program.capture import Buffer, Call, Ref
+
+MOST_ARRAYS = 24  # that a loop reads and writes: more would not find room in registers
+REDUCTIONS = (SUM, MEAN)
+
+
+class Access(NamedTuple):
+    """How a loop over one axis or two walks through an array: bytes from row to row and from column to column."""
+
+    ref: Ref
+    row: int
+    column: int
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What two accesses have in common that are at the same elements at the same time."""
+        return self.ref.buffer.number, self.ref.offset, self.row, self.column, self.ref.dtype
+
+
+@dataclass(eq=False)
+class Walk:
+    """A call as part of a loop over `dims`, (L,) or (n, m)."""
+
+    call: Call
+    dims: tuple[int, ...]
+    inputs: list[Access]
+    outs: list[Access]
+
+
+@dataclass(eq=False)
+class Node:
+    """What is run at once.
+
+    Attributes:
+        kind: "loop", "product" (of matrices, with the loop behind it, if any), or "call" (a primitive's own kernel).
+        walks: the calls of the loop.
+        product: the call of the product, or of the primitive.
+    """
+
+    kind: str
+    product: Call | None = None
+    walks: list[Walk] = field(default_factory=list)
+    dims: tuple[int, ...] = ()
+
+    @property
+    def calls(self) -> list[Call]:
+        """Its calls, in an order in which they can be made."""
+        return ([self.product] if self.product else []) + [walk.call for walk in self.walks]
+
+    @property
+    def reads(self) -> set[Buffer]:
+        """The memory that it reads and has not computed itself."""
+        found: set[Buffer] = set()
+        inside: set[Buffer] = set()
+        for call in self.calls:
+            found.update(x.buffer for x in call.inputs if x.buffer not in inside)
+            inside.update(x.buffer for x in call.outs if x.buffer.kind == "temporary")
+        return found
+
+    @property
+    def writes(self) -> set[Buffer]:
+        """The memory that it writes, or would if it were needed."""
+        return {x.buffer for call in self.calls for x in call.outs}
+
+
+# Which calls can be part of a loop
+
+
+def as_walk(call: Call) -> Walk | None:
+    """The call as a loop over at most two axes; `None` if it is not pointwise, no sum, or needs more axes."""
+    primitive = call.primitive
+    reduces = primitive in REDUCTIONS
+    if not (reduces or _is_pointwise(call)):
+        return None
+    shape = call.inputs[0].shape if reduces else call.outs[0].shape
+    if 0 in shape:
+        return None
+    strides = [_broadcast(x, shape) for x in call.inputs]
+    if reduces:
+        (out,) = call.outs
+        axes = call.attributes["axes"]
+        left = iter(out.strides)
+        kept = call.attributes["keepdims"]
+        steps = []
+        for axis in range(len(shape)):
+            step = next(left) if kept or axis not in axes else 0
+            steps.append(0 if axis in axes else step)
+        strides.append(steps)
+    else:
+        strides += [_broadcast(x, shape) for x in call.outs]
+    dims, walked = _collapse(shape, strides)
+    if len(dims) > 2:
+        return None
+    refs = [*call.inputs, *call.outs]
+    accesses = [
+        Access(ref, steps[0], steps[1]) if len(dims) == 2 else Access(ref, 0, steps[0])
+        for ref, steps in zip(refs, walked, strict=True)
+    ]
+    if any(step % access.ref.dtype.itemsize for access in accesses for step in access[1:]):
+        return None
+    n = len(call.inputs)
+    return Walk(call, dims, accesses[:n], accesses[n:])
+
+
+def _is_pointwise(call: Call) -> bool:
+    """Whether there is a formula for these dtypes: of floats and masks; and casts to floats."""
+    if call.primitive is not CAST and call.primitive.formula is None:
+        return False
+    kinds = {x.dtype for x in call.inputs}
+    result = call.outs[0].dtype
+    if call.primitive is CAST:
+        return result in FLOATS
+    return len(kinds) == 1 if result == np.bool_ else kinds <= {result, np.dtype(np.bool_)}
+
+
+def _broadcast(ref: Ref, shape: tuple[int, ...]) -> list[int]:
+    lead = len(shape) - len(ref.shape)
+    return [0] * lead + [0 if n == 1 else s for n, s in zip(ref.shape, ref.strides, strict=True)]
+
+
+def _collapse(shape: tuple[int, ...], strides: list[list[int]]) -> tuple[tuple[int, ...], list[list[int]]]:
+    """The axes with those joined that every array walks through in one go; at least one axis."""
+    dims: list[int] = []
+    walked: list[list[int]] = [[] for _ in strides]
+    for axis, n in enumerate(shape):
+        if n == 1:
+            continue
+        if dims and all(w[-1] == s[axis] * n for w, s in zip(walked, strides, strict=True)):
+            dims[-1] *= n
+            for w, s in zip(walked, strides, strict=True):
+                w[-1] = s[axis]
+        else:
+            dims.append(n)
+            for w, s in zip(walked, strides, strict=True):
+                w.append(s[axis])
+    if not dims:
+        return (1,), [[0] for _ in strides]
+    return tuple(dims), walked
+
+
+def reshaped(walk: Walk, dims: tuple[int, ...]) -> Walk | None:
+    """The walk over `dims`: itself, or one axis cut in two where every array is contiguous or one number."""
+    if walk.dims == dims:
+        return walk
+    if len(walk.dims) != 1 or math.prod(dims) != walk.dims[0]:
+        return None
+
+    def cut(access: Access) -> Access | None:
+        if access.column == 0:
+            return access
+        if access.column != access.ref.dtype.itemsize:
+            return None
+        return Access(access.ref, dims[1] * access.column, access.column)
+
+    inputs, outs = [cut(x) for x in walk.inputs], [cut(x) for x in walk.outs]
+    if None in inputs or None in outs:
+        return None
+    return Walk(walk.call, dims, inputs, outs)  # type: ignore[arg-type]
+
+
+# Grouping
+
+
+class _Group:
+    """A node in the making, and the groups it needs directly."""
+
+    def __init__(self, position: int, node: Node) -> None:
+        self.position, self.node = position, node
+        self.needs: set[_Group] = set()
+        self.joined: _Group | None = None  # the one that has taken it in
+
+    def now(self) -> "_Group":
+        group = self
+        while group.joined:
+            group = group.joined
+        return group
+
+
+def dependencies(uses: Iterable[tuple[set[Buffer], set[Buffer]]]) -> list[set[int]]:
+    """For each of (memory read, memory written) the earlier ones it follows: what it reads, overwrites, or destroys."""
+    written: dict[Buffer, int] = {}
+    read: dict[Buffer, list[int]] = {}
+    found = []
+    for k, (sources, targets) in enumerate(uses):
+        mine = {written[b] for b in sources if b in written}
+        for b in targets:
+            mine.update(read.pop(b, ()))
+            if b in written:
+                mine.add(written[b])
+            written[b] = k
+        for b in sources:
+            read.setdefault(b, []).append(k)
+        mine.discard(k)
+        found.append(mine)
+    return found
+
+
+def fuse(calls: Sequence[Call]) -> list[Node]:
+    """The calls as nodes, in an order in which they can be made."""
+    needs = dependencies(({x.buffer for x in call.inputs}, {x.buffer for x in call.outs}) for call in calls)
+    groups: list[_Group] = []
+    of_call: list[_Group] = []
+    for k, call in enumerate(calls):
+        walk = as_walk(call)
+        direct = {of_call[i].now() for i in needs[k]}
+        group = None
+        if walk is not None:
+            # The latest first: what was computed last is what this call goes on from.
+            for candidate in sorted(direct, key=lambda g: -g.position):
+                if _may_join(candidate, walk, direct):
+                    group = candidate
+                    _join(group, walk)
+                    group.position = k
+                    break
+        if group is None:
+            kind = "loop" if walk else "product" if _is_product(call) else "call"
+            dims = walk.dims if walk else call.outs[0].shape if kind == "product" else ()
+            node = Node(kind, None if walk else call, [walk] if walk else [], dims)
+            group = _Group(k, node)
+            groups.append(group)
+        group.needs.update(direct - {group})
+        of_call.append(group)
+        for other in sorted(direct - {group}, key=lambda g: -g.position):
+            _take_in(group, other)
+    alive = [group for group in groups if group.joined is None]
+    return [group.node for group in in_order(alive)]
+
+
+def unfused(calls: Sequence[Call]) -> list[Node]:
+    """Each call as a node of its own, run by its primitive's kernel."""
+    return [Node("call", call) for call in calls]
+
+
+def in_order(groups: Sequence[_Group]) -> list[_Group]:
+    """Groups such that each comes after those it needs, otherwise by position."""
+    done: set[_Group] = set()
+    order: list[_Group] = []
+    for group in sorted(groups, key=lambda g: g.position):
+        stack = [group]
+        while stack:
+            top = stack[-1]
+            waiting = [g for g in _needed(top) if g not in done]
+            if top in done:
+                stack.pop()
+            elif waiting:
+                stack += sorted(waiting, key=lambda g: -g.position)
+            else:
+                done.add(top)
+                order.append(stack.pop())
+    return order
+
+
+def _needed(group: _Group) -> set[_Group]:
+    group.needs = {g.now() for g in group.needs} - {group}
+    return group.needs
+
+
+def _reaches(starts: Iterable[_Group], goal: _Group) -> bool:
+    """Whether one of `starts` needs `goal`, directly or not."""
+    seen: set[_Group] = set()
+    stack = list(starts)
+    while stack:
+        group = stack.pop()
+        if group is goal:
+            return True
+        if group not in seen:
+            seen.add(group)
+            stack += _needed(group)
+    return False
+
+
+def _is_product(call: Call) -> bool:
+    """Whether it is a product of two matrices that the product's kernel takes."""
+    return call.primitive is MATMUL and len(call.outs[0].shape) == 2 and call.outs[0].size > 0
+
+
+def _may_join(group: _Group, walk: Walk, direct: set[_Group]) -> bool:
+    node = group.node
+    if node.kind == "call" or _reaches((g for g in direct if g is not group), group):
+        return False
+    fitted = _fitted(node, [walk])
+    return fitted is not None and _one_pass(fitted[0], fitted[1]) and _open(node, fitted[1])
+
+
+def _fitted(node: Node, walks: Sequence[Walk]) -> tuple[list[Walk], list[Walk]] | None:
+    """The walks of a node and others over common axes."""
+    dims = node.dims if node.product else max((node.dims, *(walk.dims for walk in walks)), key=len)
+    ours, theirs = [reshaped(w, dims) for w in node.walks], [reshaped(w, dims) for w in walks]
+    if None in ours or None in theirs:
+        return None
+    return ours, theirs  # type: ignore[return-value]
+
+
+def _one_pass(ours: Sequence[Walk], theirs: Sequence[Walk]) -> bool:
+    """Whether the second walks meet memory of the first, where either writes, only at the element both are at."""
+    written = {a.ref.buffer: a for w in ours for a in w.outs}
+    read: dict[Any, list[Access]] = {}
+    for w in ours:
+        for a in w.inputs:
+            read.setdefault(a.ref.buffer, []).append(a)
+    sums = {a.ref.buffer for w in ours if w.call.primitive in REDUCTIONS for a in w.outs}
+    for w in theirs:
+        for a in w.inputs:
+            other = written.get(a.ref.buffer)
+            if other is not None and (a.ref.buffer in sums or a.key != other.key):
+                return False
+        for a in w.outs:
+            if any(a.key != other.key for other in read.get(a.ref.buffer, ())):
+                return False
+            other = written.get(a.ref.buffer)
+            if other is not None and a.key != other.key:
+                return False
+    arrays = {a.key for w in (*ours, *theirs) for a in (*w.inputs, *w.outs)}
+    return len(arrays) <= MOST_ARRAYS
+
+
+def _open(node: Node, walks: Sequence[Walk]) -> bool:
+    """Whether these may stand behind a product: its result only as it is, and sums only over whole columns."""
+    if node.product is None:
+        return True
+    (result,) = node.product.outs
+    there = Access(result, *result.strides)
+    reads = [a for w in walks for a in w.inputs if a.ref.buffer is result.buffer]
+    if any(w.call.primitive.donates for w in walks):
+        return False
+    return all(a.key == there.key for a in reads) and all(sum_kind(w) in ("", "columns") for w in walks)
+
+
+def sum_kind(walk: Walk) -> str:
+    """Over what a walk sums up: "" (nothing), "columns" (each column), "rows" (each row) or "all"."""
+    if walk.call.primitive not in REDUCTIONS:
+        return ""
+    (out,) = walk.outs
+    if len(walk.dims) == 1:
+        return "" if out.column or walk.dims == (1,) else "all"
+    if out.column:
+        return "" if out.row else "columns"
+    return "rows" if out.row else "all"
+
+
+def _join(group: _Group, walk: Walk) -> None:
+    node = group.node
+    ours, theirs = _fitted(node, [walk])  # type: ignore[misc]
+    node.walks, node.dims = ours + theirs, theirs[0].dims
+
+
+def _take_in(group: _Group, other: _Group) -> None:
+    """Merge `other`, which `group` needs directly, into it if both can be one loop, behind one product at most."""
+    mine, theirs = group.node, other.node
+    if "call" in (mine.kind, theirs.kind) or not mine.walks or (mine.product and theirs.product):
+        return
+    if _reaches((g for g in _needed(group) if g is not other), other):
+        return
+    both = Node("product" if mine.product or theirs.product else "loop", mine.product or theirs.product)
+    both.dims = theirs.dims if theirs.product else mine.dims
+    fitted = _fitted(both, [*theirs.walks, *mine.walks])
+    if fitted is None or not _open(both, fitted[1]):
+        return
+    first, second = fitted[1][: len(theirs.walks)], fitted[1][len(theirs.walks) :]
+    if not _one_pass(first, second):
+        return
+    both.walks, both.dims = fitted[1], fitted[1][0].dims
+    group.node = both
+    group.needs |= _needed(other)
+    group.needs.discard(other)
+    other.joined = group

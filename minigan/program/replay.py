@@ -1,0 +1,332 @@
+"""Running a captured step again, and `compile`, which captures a step for each kind of arguments it meets."""
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from minigan.backend import Array
+from minigan.errors import GraphError
+from minigan.kernels import launch
+from minigan.ops.random import Stream
+from minigan.program import listing
+from minigan.program.build import Builder, Built, Options, PythonCall
+from minigan.program.capture import REQUIRE, Recorder, Ref, floats_and_arrays
+from minigan.program.plan import address
+from minigan.tensor import Tensor
+from minigan.trace import recorded_by, state
+
+MANY_PROGRAMS = 32  # captures of one step that are worth a warning
+
+
+class Program:
+    """One captured step: `print` it to see its kernels. Made by `minigan.compile`.
+
+    Attributes:
+        flops: floating point operations of a run, by the definitions of its calls.
+        nbytes: memory of its results, the arena.
+    """
+
+    def __init__(self, recorder: Recorder, outputs: Sequence[Ref], options: Options) -> None:
+        self.options = options
+        self._built: Built = Builder(recorder, outputs, options).build()
+        self._hosts, self._restores = recorder.hosts, recorder.restores
+        self._numbers = np.array(recorder.numbers)
+        self._changed = list(recorder.changed.values())
+        self._inputs = {b.number: b for b in recorder.buffers if b.kind == "input"}
+        built = self._built
+        self._number_words = np.array([word for word, _ in built.number_words], np.int64)
+        self._number_of_word = np.array([number for _, number in built.number_words], np.int64)
+        self._reals = built.table.view(np.float64)
+        self._words: dict[int, list[tuple[int, int]]] = {}
+        for word, buffer, offset in built.input_words:
+            self._words.setdefault(buffer.number, []).append((word, offset))
+        self._copied = {buffer.number for buffer in built.copied}
+        self.flops = sum(call.flops for row in built.rows for call in row.node.calls)
+        self.nbytes = built.arena.nbytes
+
+    def __repr__(self) -> str:
+        return listing.listing(self._built, self._inputs.values())
+
+    def __len__(self) -> int:
+        return len(self._built.rows)
+
+    def work_out(self) -> None:
+        """Call what every run calls first, and take over its numbers and arrays."""
+        for hosted in self._hosts:
+            numbers, arrays = floats_and_arrays(hosted.function())
+            for index, value in zip(hosted.numbers, numbers, strict=True):
+                self._numbers[index] = value
+            for own, array in zip(hosted.arrays, arrays, strict=True):
+                if own.shape != array.shape or own.dtype != array.dtype:
+                    raise GraphError(
+                        f"an array that Python works out in every run was {own.dtype} {own.shape} when the step was"
+                        f" captured and is {array.dtype} {array.shape} now"
+                    )
+                np.copyto(own, array)
+
+    def run(self, arguments: Sequence[Array]) -> bool:
+        """Run the kernels on these arrays; whether what the step requires held."""
+        for (number, buffer), array in zip(self._inputs.items(), arguments, strict=True):
+            if number in self._copied or not array.flags.c_contiguous or not array.flags.aligned:
+                np.copyto(buffer.array, array)
+                array = buffer.array
+            start = address(array)
+            for word, offset in self._words.get(number, ()):
+                self._built.table[word] = start + offset
+        self._reals[self._number_words] = self._numbers[self._number_of_word]
+        fine = self._run_steps()
+        for tensor in self._changed:
+            tensor.share().version += 1
+        return fine
+
+    def _run_steps(self) -> bool:
+        machine = self._built.machine
+        for moment, step in enumerate(self._built.steps):
+            if isinstance(step, PythonCall):
+                if not self._call(step):
+                    return False
+            elif not machine.run(*step):
+                return False
+            if self.options.poison:
+                for start, end in self._built.dead[moment]:
+                    self._built.arena[start:end] = 0xFF  # NaN, whichever float it is read as
+        return True
+
+    def _call(self, step: PythonCall) -> bool:
+        call = step.call
+        if call.primitive is REQUIRE:
+            return bool(step.inputs[0])
+        attributes = call.attributes
+        if step.slots:
+            attributes = {**attributes, **{name: float(self._numbers[k]) for name, k in step.slots.items()}}
+        if step.checks:
+            call.primitive.infer(*step.inputs, **attributes)
+        call.primitive.kernel(step.outs, *step.inputs, **attributes)  # type: ignore[misc]
+        return True
+
+    def results(self) -> list[Array]:
+        """The arrays that the step returns, in memory that the next run overwrites."""
+        return self._built.outputs
+
+    def restore(self) -> None:
+        """Undo a run that ended early."""
+        for restore in reversed(self._restores):
+            restore()
+
+
+class Compiled:
+    """A step that is captured when it is first called, and replayed from then on. Made by `minigan.compile`.
+
+    Attributes:
+        program: the `Program` of the last call.
+    """
+
+    def __init__(self, function: Callable[..., Any], options: Options | None, copy: bool) -> None:
+        self.function, self.copy = function, copy
+        self._options = options
+        self._programs: dict[Any, _Entry] = {}
+        self._last: _Entry | None = None
+        self._lock = threading.RLock()
+        self.__wrapped__ = function
+
+    @property
+    def program(self) -> Program:
+        """The program of the last call; `GraphError` before the first."""
+        if self._last is None:
+            raise GraphError("the step has not been called yet, so it has no program: call it once")
+        return self._last.program
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        """Make the step; the results have no history."""
+        if state.recorder is not None:  # within another step that is being captured
+            return self.function(*arguments, **named)
+        leaves = _Leaves()
+        form = leaves.take((arguments, named))
+        with self._lock:
+            options = self._options or Options(threads=_threads())
+            key = form, leaves.kinds, options, tuple(map(_identity, leaves.others))
+            entry = self._programs.get(key)
+            if entry is None:
+                entry = self._capture(leaves, form, options)
+                self._programs[key] = entry
+                if len(self._programs) == MANY_PROGRAMS:
+                    launch.notice(
+                        f"{_name(self.function)} was captured for {MANY_PROGRAMS} kinds of arguments, the last: {key}."
+                        " Numbers that change from call to call are captured anew: pass them as arrays"
+                    )
+                captured = True
+            else:
+                captured = False
+            self._last = entry
+            return self._replay(entry, leaves, arguments, named, captured)
+
+    def _replay(self, entry: "_Entry", leaves: "_Leaves", arguments: Any, named: Any, captured: bool) -> Any:
+        program = entry.program
+        drawn = [stream.place for stream in leaves.streams]
+        try:
+            if not captured:  # the capturing run has worked out the numbers of this run
+                for own, stream in zip(entry.streams, leaves.streams, strict=True):
+                    own.place = stream.place
+                program.work_out()
+            for own, stream in zip(entry.streams, leaves.streams, strict=True):
+                stream.place = own.place
+            fine = program.run(leaves.arrays)
+        except BaseException:
+            program.restore()
+            raise
+        if fine:
+            return entry.give(self.copy)
+        # Something required did not hold. The same step without a recorder says what, or is the step.
+        program.restore()
+        for stream, place in zip(leaves.streams, drawn, strict=True):
+            stream.place = place
+        return _detached(self.function(*arguments, **named))
+
+    def _capture(self, leaves: "_Leaves", form: Any, options: Options) -> "_Entry":
+        recorder = Recorder()
+        own = [Tensor(recorder.argument(x, f"argument {k}")) for k, x in enumerate(leaves.arrays)]
+        streams = [stream.at(stream.step) for stream in leaves.streams]
+        for mine, stream in zip(streams, leaves.streams, strict=True):
+            mine.place = stream.place
+        arguments, named = _rebuild(form, iter(own), iter(streams), iter(leaves.others))
+        with recorded_by(recorder):
+            result = self.function(*arguments, **named)
+        found = _Leaves(results=True)
+        result_form = found.take(result)
+        outputs = [recorder.ref(x) for x in found.arrays]
+        recorder.undo()
+        return _Entry(Program(recorder, outputs, options), streams, result_form, found.others, leaves.others)
+
+
+class _Entry:
+    """A program with what the function returned besides arrays, and objects whose identity is part of the key."""
+
+    def __init__(
+        self, program: Program, streams: list[Stream], form: Any, others: list[Any], held: list[Any]
+    ) -> None:
+        self.program, self.streams, self.form, self.others, self.held = program, streams, form, others, held
+
+    def give(self, copy: bool) -> Any:
+        tensors = (Tensor(x.copy() if copy else x) for x in self.program.results())
+        return _rebuild(self.form, tensors, iter(()), iter(self.others))
+
+
+class _Leaves:
+    """What stands in nested tuples, lists and dicts: arrays, streams, and others."""
+
+    def __init__(self, results: bool = False) -> None:
+        self.arrays: list[Array] = []
+        self.streams: list[Stream] = []
+        self.others: list[Any] = []
+        self.results = results
+
+    def take(self, value: Any) -> Any:
+        """Collect the leaves of `value`; gives its form, which is hashable."""
+        if isinstance(value, Tensor):
+            self.arrays.append(value.array)
+            return "array"
+        if isinstance(value, np.ndarray) and not self.results:
+            self.arrays.append(value)
+            return "array"
+        if isinstance(value, Stream) and not self.results:
+            self.streams.append(value)
+            return "stream"
+        if type(value) in (tuple, list):
+            return type(value), *[self.take(each) for each in value]
+        if type(value) is dict:
+            return dict, *[(name, self.take(each)) for name, each in value.items()]
+        self.others.append(value)
+        return "other"
+
+    @property
+    def kinds(self) -> tuple[Any, ...]:
+        return tuple([(x.shape, x.dtype) for x in self.arrays])
+
+
+def _rebuild(form: Any, arrays: Any, streams: Any, others: Any) -> Any:
+    if form == "array":
+        return next(arrays)
+    if form == "stream":
+        return next(streams)
+    if form == "other":
+        return next(others)
+    kind, *parts = form
+    if kind is dict:
+        return {name: _rebuild(part, arrays, streams, others) for name, part in parts}
+    return kind([_rebuild(part, arrays, streams, others) for part in parts])
+
+
+def _identity(value: Any) -> Any:
+    """What makes two arguments that are no arrays the same: equality of plain values, else being one object."""
+    if value is None or isinstance(value, (bool, int, float, str, bytes)):
+        return type(value), value
+    return id(value)
+
+
+def _detached(value: Any) -> Any:
+    leaves = _Leaves(results=True)
+    form = leaves.take(value)
+    return _rebuild(form, (Tensor(x) for x in leaves.arrays), iter(()), iter(leaves.others))
+
+
+def _name(function: Any) -> str:
+    return str(getattr(function, "__qualname__", function))
+
+
+def _threads() -> int:
+    from minigan.kernels.machine import threads
+
+    return threads() if launch.numba() is not None else 1
+
+
+def compile(
+    function: Callable[..., Any],
+    *,
+    copy: bool = True,
+    fuse: bool = True,
+    plan: bool = True,
+    poison: bool = False,
+    threads: int | None = None,
+) -> Compiled:
+    """A function that does what `function`, a step of training, does, without Python for each operation.
+
+    The first call captures what `function` computes, as one program: forward and backward passes, penalties, and the
+    updates of optimisers. That is fused into few kernels, laid out in memory, and from then on replayed; only code
+    inside of minigan that depends on the step, such as learning rates and random counters, runs in Python again. What
+    else `function` does in Python is not repeated: printing, counting, choosing by a number.
+
+    Args:
+        function: takes arrays or tensors, `Stream`s, and any other arguments, in nested tuples, lists and dicts too;
+            it sees arrays as tensors. It returns tensors, in nested tuples, lists and dicts.
+        copy: results are copies; otherwise they are memory that the next call overwrites.
+        fuse, plan, poison: for finding faults. Without `fuse` every operation runs as it does without compiling, and
+            gives the same bits; without `plan` no results share memory; `poison` fills memory with NaN as soon as its
+            content is not needed any more.
+        threads: how many share the work; by default as `minigan.set_threads` says. The results do not depend on it.
+
+    Arrays of other shapes or dtypes, other numbers, and other objects are captured anew. Random numbers come from
+    streams, and are those that `function` itself would draw. With fusion results differ from those of `function` in
+    rounding: up to 2 ulp for each pointwise operation, and sums and products of K terms by 4 √K eps Σ|terms|.
+
+    Raises: what `function` raises; `GraphError` where it looks at the value of a tensor (`.item()`, `float`, `if`),
+        naming the line: the value of one run would be used for ever.
+
+    >>> import minigan as mg
+    >>> weights, adam = {"w": mg.tensor([1.0, 2.0])}, mg.optim.Adam(0.1)
+    >>> state = adam.init(weights)
+    >>> @mg.compile
+    ... def step(x):
+    ...     loss = ((weights["w"] * x) ** 2).sum()
+    ...     adam.update(weights, mg.grad(loss, [weights["w"]]), state)
+    ...     return loss
+    >>> [round(step(mg.tensor([1.0, 1.0])).item(), 2) for _ in range(3)]
+    [5.0, 4.42, 3.88]
+    >>> state.step
+    3
+    """
+    options = None
+    if threads is not None or not (fuse and plan) or poison:
+        options = Options(fuse, plan, poison, threads or _threads())
+    return Compiled(function, options, copy)

@@ -1,0 +1,113 @@
+"""What the engine tells a recorder, and what a recorded step needs to know besides its calls of `apply`.
+
+A step of training is a list of calls that is the same every time, but for a few values that Python works out anew: the
+learning rate, the number of the step, random counters, the next batch. Code that works out such a value passes a
+function to `host`, code that decides on a computed value calls `require`, and code that undoes what a failed step
+changed stands in `undone_by`. Without a recorder these do what they say at once; a recorder also keeps the functions.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeVar
+
+from minigan.backend import Array
+
+Result = TypeVar("Result")
+
+
+class Recorder(Protocol):
+    """What listens to a thread's calls of `apply`."""
+
+    def call(
+        self, primitive: Any, arrays: Sequence[Array], outs: Sequence[Array], attributes: dict[str, Any]
+    ) -> None:
+        """`primitive` is about to compute `outs` from `arrays`, and to overwrite those that it donates."""
+
+    def changes(self, tensor: Any) -> None:
+        """The memory of `tensor` is overwritten by the call that was told of last."""
+
+    def host(self, function: Callable[[], Any], value: Any) -> Any:
+        """`function`, which gave `value`, is called anew in every run; gives what stands for its result."""
+
+    def require(self, flag: Array) -> None:
+        """A run ends here if the boolean `flag` does not hold."""
+
+    def undone_by(self, restore: Callable[[], None]) -> None:
+        """`restore` undoes a run that ended early."""
+
+    def read(self, array: Array, what: str) -> None:
+        """Python is about to look at the values of `array`."""
+
+
+class State(threading.local):
+    """Of each thread: whether `apply` attaches nodes, and who listens."""
+
+    recording = True
+    recorder: Recorder | None = None
+
+
+state = State()
+
+
+class Slot(float):
+    """A number that is worked out anew in every run of a recorded step: number `index` of them.
+
+    Arithmetic gives plain floats, whose value would be that of the recorded run for ever: pass a slot on as it is.
+    """
+
+    __slots__ = ("index",)
+
+    index: int
+
+
+@contextmanager
+def recorded_by(recorder: Recorder | None) -> Iterator[None]:
+    """Let `recorder`, or nobody, hear the calls of this thread in the block."""
+    before, state.recorder = state.recorder, recorder
+    try:
+        yield
+    finally:
+        state.recorder = before
+
+
+def host(function: Callable[[], Result]) -> Result:
+    """The result of `function`, which a recorded step calls anew in every run, before it computes anything.
+
+    It may have effects in Python, such as counting a step. Its floats, and its arrays, which are of the same shape and
+    dtype each time, are the step's to pass to operations; anything else must be the same in every run.
+    """
+    with recorded_by(None):  # what the function computes by tensors is not part of the step
+        value = function()
+    return value if state.recorder is None else state.recorder.host(function, value)
+
+
+def require(flag: Array, otherwise: Callable[[], None]) -> None:
+    """Go on if the boolean `flag`, a computed scalar, holds; else call `otherwise`, which raises.
+
+    A recorded step that fails here is undone and made again without recording, which finds the reason.
+    """
+    if state.recorder is not None:
+        state.recorder.require(flag)
+    if not flag:
+        with recorded_by(None):
+            otherwise()
+
+
+@contextmanager
+def undone_by(restore: Callable[[], None]) -> Iterator[None]:
+    """Call `restore` if the block raises."""
+    if state.recorder is not None:
+        state.recorder.undone_by(restore)
+    try:
+        yield
+    except BaseException:
+        with recorded_by(None):
+            restore()
+        raise
+
+
+def reads(array: Array, what: str) -> None:
+    """Say that Python looks at the values of `array`, which a recorder refuses where they differ from run to run."""
+    if state.recorder is not None:
+        state.recorder.read(array, what)
