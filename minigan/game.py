@@ -8,7 +8,8 @@ computes a derivative for the other's weights.
 """
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from minigan.optim import EMA, Adam, Optimizer
 from minigan.penalties import Penalty
 from minigan.tape import apply, grad, no_grad, recording
 from minigan.tensor import Tensor, lift, tensor
-from minigan.trace import host, require, undone_by
+from minigan.trace import host, recorded_by, require, undone_by
 
 UPDATES = ("alternating", "simultaneous")
 LISTED = 3  # tensors that a message about NaN and infinities names
@@ -208,10 +209,8 @@ class Game:
                 f" share_fake={self.share_fake}, expected {self.d_steps} and {wanted}"
             )
         host(self._remember)
-        for x, backup in self._touched:
-            apply(ASSIGN, backup, x)
         try:
-            with undone_by(self._undo):
+            with undone_by(self._recount), self._kept():
                 metrics = self._round(reals, latents, random)
         except NonFiniteError as error:
             raise NonFiniteError(f"step {self.steps + 1}: {error}") from None
@@ -219,13 +218,26 @@ class Game:
         host(self.skip)
         return metrics
 
+    @contextmanager
+    def _kept(self) -> Iterator[None]:
+        """Put back all tensors if the block raises; a compiled step makes its own copies."""
+        with recorded_by(None):
+            for x, backup in self._touched:
+                apply(ASSIGN, backup, x)
+        try:
+            yield
+        except BaseException:
+            with recorded_by(None):
+                for x, backup in self._touched:
+                    apply(ASSIGN, x, backup)
+            raise
+
     def _remember(self) -> None:
-        """What `_undo` needs besides the copies of tensors."""
+        """What `_recount` needs."""
         self._counts_before = [self.steps, *[player.memory.step for player in self._players().values()]]
 
-    def _undo(self) -> None:
-        for x, backup in self._touched:
-            apply(ASSIGN, x, backup)
+    def _recount(self) -> None:
+        """Make the counts what they were before the step."""
         self.steps, *moved = self._counts_before
         for player, step in zip(self._players().values(), moved, strict=True):
             player.memory.step = step

@@ -347,6 +347,22 @@ def test_idle_workers_return_to_python(four):
 
 
 @numba
+def test_more_threads_than_a_phase_has_parts(four, monkeypatch):
+    from minigan.kernels import workers
+
+    monkeypatch.setattr(workers, "_pool", None)
+    monkeypatch.setattr(machine, "available", lambda: 200)
+    machine.set_threads(100)
+    for seed in range(10):
+        random = Random(seed)
+        expected = random.reference()
+        random.machine.run()
+        assert np.array_equal(random.arrays, expected)
+    assert len(workers._pool._threads) == machine.MOST_PARTS - 1
+    workers._pool.stop()
+
+
+@numba
 def test_a_system_that_gives_no_threads(four, monkeypatch):
     from minigan.kernels import workers
 

@@ -1,10 +1,11 @@
 """What runs a table of kernel calls, in compiled code: the calling thread's loop and the workers' loop.
 
-Both are kernels themselves (see `minigan.kernels.machine`, which compiles them and says what the tables hold). All that
-threads share is a pool's block of words, which lives as long as any of its workers:
+`run_part`, `run_phases`, `serve` and `check` become kernels of their own (see `minigan.kernels.machine`, which compiles
+them and says what the tables hold); the first is called by address, which halves the time to compile the others. All
+that threads share is a pool's block of words, which lives as long as any of its workers:
 
     OPEN     one bit for each part of the phase that nobody has claimed
-    DONE     how many parts the workers have finished in this phase
+    DONE     how many parts of the phase are finished
     the phase itself (FIRST, LAST, PARTS, ROWS, MODE): written before OPEN, read after a claim
     MODE     the calling thread's floating-point mode, which a worker takes over: a library built with -ffast-math
              sets flush-to-zero in the thread that loads it, and the bits must not depend on who runs a part
@@ -211,8 +212,8 @@ def run_part(rows: int, first: int, last: int, parts: int, part: int) -> None:
 
 
 @_inline
-def run_open_parts(pool: int, me: int, run_part: int) -> None:
-    """Run parts of the open phase that nobody has claimed, the part `me` first."""
+def _run_open_parts(pool: int, me: int, runner: int) -> None:
+    """Run parts of the open phase that nobody has claimed, the part `me` first; `runner` is `run_part`'s address."""
     opened = load(pool + OPEN)
     while opened != 0:
         part = me if opened >> me & 1 else lowest(opened)
@@ -220,7 +221,7 @@ def run_open_parts(pool: int, me: int, run_part: int) -> None:
         if clear_bits(pool + OPEN, bit) & bit:
             if me != 0:
                 set_floating_point_mode(load(pool + MODE))
-            call(run_part, load(pool + ROWS), load(pool + FIRST), load(pool + LAST), load(pool + PARTS), part)
+            call(runner, load(pool + ROWS), load(pool + FIRST), load(pool + LAST), load(pool + PARTS), part)
             add(pool + DONE, 1)
         opened = load(pool + OPEN)
 
@@ -237,7 +238,7 @@ def _wait(pool: int, waited: int) -> None:
 
 
 @_inline
-def run_phases(machine: int, begin: int, end: int, pool: int, run_part: int) -> None:
+def run_phases(machine: int, begin: int, end: int, pool: int, runner: int) -> None:
     """Run phases begin..end-1 of a machine until a check fails, with the help of the workers that serve `pool`."""
     rows = load(machine + ROW_LIST)
     for k in range(begin, end):
@@ -251,11 +252,12 @@ def run_phases(machine: int, begin: int, end: int, pool: int, run_part: int) -> 
             store(pool + PARTS, parts)
             store(pool + ROWS, rows)
             store(pool + MODE, floating_point_mode())
+            # Part 0 is this thread's from the start: one access less to words that the workers look at.
             store(pool + DONE, 1)
-            store(pool + OPEN, (1 << parts) - 2)  # without part 0, which is this thread's
-        call(run_part, rows, first, last, parts, 0)
+            store(pool + OPEN, (1 << parts) - 2)
+        call(runner, rows, first, last, parts, 0)
         if parts > 1:
-            run_open_parts(pool, 0, run_part)
+            _run_open_parts(pool, 0, runner)
             waited = 0
             while load(pool + DONE) != parts:
                 _wait(pool, waited)
@@ -263,12 +265,12 @@ def run_phases(machine: int, begin: int, end: int, pool: int, run_part: int) -> 
 
 
 @_inline
-def serve(pool: int, me: int, run_part: int) -> None:
+def serve(pool: int, me: int, runner: int) -> None:
     """Run parts of the phases that a pool opens; returns when there were none for a while, or at its STOP."""
     waited = 0
     while waited < SPINS + YIELDS + NAPS and load(pool + STOP) == 0:
         if load(pool + OPEN):
-            run_open_parts(pool, me, run_part)
+            _run_open_parts(pool, me, runner)
             waited = 0
         else:
             _wait(pool, waited)

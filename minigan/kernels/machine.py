@@ -116,10 +116,8 @@ class Machine:
         self._head[interpreter.PHASE_LIST // 8] = self._phases.ctypes.data
         self.fail_address = self._address = self._head.ctypes.data  # the head's first word
         self._alone = self._address + interpreter.OWN_POOL
-        self._part, self._serve = (
-            _interpreter("run_part(row, i0, i1, j0, j1)"),
-            _interpreter("serve(row, i0, i1)"),
-        )
+        self._part = _interpreter("run_part(row, i0, i1, j0, j1)")
+        self._serve = _interpreter("serve(row, i0, i1)")
         self._run = _interpreter("run_phases(row, i0, i1, j0, j1)").function.ctypes
         self._lock, self._torn = threading.RLock(), False
         _machines.add(self)
@@ -138,7 +136,9 @@ class Machine:
                 raise GraphError("this process was forked while another thread ran the same compiled step")
             if begin == 0:
                 self._head[0] = 0
-            pool = self._workers.acquire(threads() - 1, self._parts - 1, self._serve, self._part)
+            # A worker's own part is a bit of a word.
+            size = min(threads(), MOST_PARTS) - 1
+            pool = self._workers.acquire(size, self._parts - 1, self._serve, self._part)
             try:
                 self._run(self._address, begin, end, pool or self._alone, self._part.address)
             finally:

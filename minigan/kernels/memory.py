@@ -85,9 +85,9 @@ def real(typingctx: Any, row: Any, index: Any) -> Any:
 
 @_intrinsic
 def add(typingctx: Any, total: Any, term: Any) -> Any:
-    """total + term, where the terms of a sum may be added in any order: as many at a time as a vector has lanes."""
+    """total + term of one dtype, where terms may be added in any order: as many at a time as a vector has lanes."""
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.fadd(*arguments, flags=["reassoc"])
 
-    return types.float64(types.float64, types.float64), emit
+    return total(total, total), emit

@@ -111,9 +111,8 @@ def acquire(size: int, count: int, serve: Kernel, part: Kernel) -> int:
     try:
         if _pool is None or _pool.size != size:
             if _pool is None:
-                atexit.register(
-                    _stop
-                )  # after Numba's, so before: workers must have left the code when it goes
+                # Run before what was registered before, Numba's own: the workers must have left the code when it goes.
+                atexit.register(_stop)
             else:
                 _pool.stop()
             _pool = Pool(size, serve, part)

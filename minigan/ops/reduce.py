@@ -154,7 +154,7 @@ def _infer_all_finite(*arrays: Array) -> Sequence[Spec]:
     return (((), np.bool_),)
 
 
-_all_finite = Primitive(
+ALL_FINITE = Primitive(
     "all_finite",
     _infer_all_finite,
     kernel=_all_finite_kernel,
@@ -174,7 +174,7 @@ def all_finite(tensors: Sequence[TensorLike]) -> Tensor:
     """
     if not tensors:
         return lift(np.True_)
-    return apply(_all_finite, *[lift(x) for x in tensors])  # type: ignore[no-any-return]
+    return apply(ALL_FINITE, *[lift(x) for x in tensors])  # type: ignore[no-any-return]
 
 
 # Moments

@@ -12,9 +12,10 @@ import numpy as np
 from minigan.backend import Array
 from minigan.kernels import launch
 from minigan.program.capture import REQUIRE, Buffer, Call, Recorder, Ref
+from minigan.program.checks import part_by_part, with_backups
 from minigan.program.fuse import Node, fuse, unfused
 from minigan.program.loops import Address, Scratch, Text, as_word, write_loop
-from minigan.program.plan import Life, Step, address, arena, in_place, lives, moments, place, schedule
+from minigan.program.plan import Life, Step, address, arena, in_place, is_check, lives, moments, place, schedule
 from minigan.trace import Slot
 
 
@@ -55,6 +56,7 @@ class Built(NamedTuple):
     """What `replay` runs."""
 
     steps: list[Any]  # (first phase, last phase + 1), or a PythonCall
+    rows_until: list[int]  # how many rows are done after each step
     rows: list[Row]
     machine: Any  # or None
     table: Array
@@ -65,6 +67,9 @@ class Built(NamedTuple):
     ]  # words that are addresses in an argument: (word, buffer, offset)
     copied: set[Buffer]  # arguments that have to be copied, since Python calls hold arrays over their memory
     dead: list[list[tuple[int, int]]]  # per moment, the parts of the arena not needed any more
+    flags: Array  # bytes of the arena that are 1 at the beginning of a run
+    checks: list[tuple[int, Array]]  # rows at which a run may end, and what they look at
+    backups: list[tuple[int, Array, Array]]  # rows that overwrite, what they overwrite, and the copy of it
     outputs: list[Array]
 
 
@@ -88,12 +93,18 @@ class Builder:
         self.options, self.outputs = options, outputs
         self.compiled = options.fuse and launch.numba() is not None and launch.may_build()
         calls = needed_calls(recorder.calls, outputs)
+        flags: list[Buffer] = []
+        if self.compiled:
+            calls, flags = part_by_part(calls, recorder.temporary)
+        calls, self.backups = with_backups(calls, recorder.temporary)
         nodes = fuse(calls) if self.compiled else unfused(calls)
         self.readers: dict[Buffer, int] = {}
         for node in nodes:
             for buffer in node.reads:
                 self.readers[buffer] = self.readers.get(buffer, 0) + 1
-        self.kept = {x.buffer for x in outputs}
+        self.flags = set(flags)
+        self.kept = {x.buffer for x in outputs} | {backup.copy.buffer for backup in self.backups}
+        self.kept |= {call.inputs[0].buffer for call in calls if call.primitive is REQUIRE}
         if self.compiled:
             nodes = [in_place(node, self._is_read) for node in nodes]
         self.schedule = schedule(nodes, options.threads, self.compiled)
@@ -122,7 +133,13 @@ class Builder:
                 for k, word in enumerate(self.texts[node].words if node in self.texts else ()):
                     if isinstance(word, Scratch):
                         blocks.append(Life((node, k), word.nbytes, now, now))
+        for buffer in self.flags:  # set at the beginning of every run
+            blocks = [block for block in blocks if block.key is not buffer]
         self.offsets, size = place(blocks)
+        for k, buffer in enumerate(self.flags):
+            self.offsets[buffer] = size + k
+        self.flag_bytes = size, size + len(self.flags)
+        size += len(self.flags)
         self.arena = arena(size)
         self.base = address(self.arena)
         last = sum(1 for _ in moments(self.schedule))
@@ -156,12 +173,16 @@ class Builder:
         phases: list[tuple[int, int, int]] = []
         steps: list[Any] = []
         copied: set[Buffer] = set()
+        rows_until: list[int] = []
+        row_count = 0
         for number, step in enumerate(self.schedule):
+            row_count += len(step.nodes)
             if not step.parts:
                 (node,) = step.nodes
                 steps.append(self._python_call(node.product))  # type: ignore[arg-type]
                 rows.append(Row(node, None, number))
                 copied |= {b for b in node.reads if b.kind == "input"}
+                rows_until.append(row_count)
                 continue
             begin = len(row_words)
             for node in step.nodes:
@@ -169,9 +190,11 @@ class Builder:
                 rows.append(Row(node, self.texts.get(node), number))
             phases.append((begin, len(row_words), step.parts))
             if steps and not isinstance(steps[-1], PythonCall) and not self.options.poison:
-                steps[-1] = steps[-1][0], len(phases)
+                steps[-1], rows_until[-1] = (steps[-1][0], len(phases)), row_count
             else:
                 steps.append((len(phases) - 1, len(phases)))
+                rows_until.append(row_count)
+        row_of = {call: k for k, row in enumerate(rows) for call in row.node.calls}
         table = np.array(self.table, np.int64)
         machine = None
         if phases:
@@ -183,6 +206,7 @@ class Builder:
             table[self.fail_words] = machine.fail_address
         return Built(
             steps,
+            rows_until,
             rows,
             machine,
             table,
@@ -191,6 +215,9 @@ class Builder:
             self.input_words,
             copied,
             self.dead,
+            self.arena[slice(*self.flag_bytes)],
+            [(k, self.view(row.node.calls[0].inputs[0])) for k, row in enumerate(rows) if is_check(row.node)],
+            [(row_of[b.writer], self.view(b.original), self.view(b.copy)) for b in self.backups],
             [self.view(ref) for ref in self.outputs],
         )
 

@@ -44,6 +44,10 @@ class Buffer:
         return self.array.nbytes
 
 
+# What checks write, and calls read that overwrite memory from outside: no such call moves across a check.
+ORDER = Buffer(-1, "order", np.empty(0))
+
+
 class Ref(NamedTuple):
     """An array as a place in a buffer; `offset` and `strides` in bytes; `array` is that of the captured run."""
 
@@ -74,6 +78,17 @@ class Call:
     outs: tuple[Ref, ...]
     attributes: dict[str, Any] = field(default_factory=dict)
     flops: int = 0
+
+    @property
+    def reads(self) -> set[Buffer]:
+        """The memory that it reads."""
+        order = {ORDER} if any(x.buffer.kind != "temporary" for x in self.outs) else set()
+        return {x.buffer for x in self.inputs} | order
+
+    @property
+    def writes(self) -> set[Buffer]:
+        """The memory that it writes."""
+        return {x.buffer for x in self.outs} | ({ORDER} if self.primitive is REQUIRE else set())
 
 
 class Hosted(NamedTuple):
@@ -169,6 +184,10 @@ class Recorder:
         """Put back what the run has overwritten."""
         for array, before in self._before.values():
             np.copyto(array, before)
+
+    def temporary(self, like: Array) -> Ref:
+        """Memory for a result of the shape and dtype of an array, in C order."""
+        return self._new("temporary", np.empty(like.shape, like.dtype))
 
     def _new(self, kind: str, array: Array, shown: str = "") -> Ref:
         buffer = Buffer(len(self.buffers), kind, array, shown)

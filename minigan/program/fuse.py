@@ -14,9 +14,10 @@ import numpy as np
 from minigan.backend import FLOATS
 from minigan.linear import CAST, MATMUL, MEAN, SUM
 from minigan.program.capture import Buffer, Call, Ref
+from minigan.program.checks import FINITE
 
 MOST_ARRAYS = 24  # that a loop reads and writes: more would not find room in registers
-REDUCTIONS = (SUM, MEAN)
+REDUCTIONS = (SUM, MEAN, FINITE)
 
 
 class Access(NamedTuple):
@@ -68,14 +69,14 @@ class Node:
         found: set[Buffer] = set()
         inside: set[Buffer] = set()
         for call in self.calls:
-            found.update(x.buffer for x in call.inputs if x.buffer not in inside)
+            found.update(call.reads - inside)
             inside.update(x.buffer for x in call.outs if x.buffer.kind == "temporary")
         return found
 
     @property
     def writes(self) -> set[Buffer]:
         """The memory that it writes, or would if it were needed."""
-        return {x.buffer for call in self.calls for x in call.outs}
+        return set().union(*(call.writes for call in self.calls))
 
 
 # Which calls can be part of a loop
@@ -93,9 +94,9 @@ def as_walk(call: Call) -> Walk | None:
     strides = [_broadcast(x, shape) for x in call.inputs]
     if reduces:
         (out,) = call.outs
-        axes = call.attributes["axes"]
+        axes = call.attributes.get("axes", range(len(shape)))
         left = iter(out.strides)
-        kept = call.attributes["keepdims"]
+        kept = call.attributes.get("keepdims", False)
         steps = []
         for axis in range(len(shape)):
             step = next(left) if kept or axis not in axes else 0
@@ -212,7 +213,7 @@ def dependencies(uses: Iterable[tuple[set[Buffer], set[Buffer]]]) -> list[set[in
 
 def fuse(calls: Sequence[Call]) -> list[Node]:
     """The calls as nodes, in an order in which they can be made."""
-    needs = dependencies(({x.buffer for x in call.inputs}, {x.buffer for x in call.outs}) for call in calls)
+    needs = dependencies((call.reads, call.writes) for call in calls)
     groups: list[_Group] = []
     of_call: list[_Group] = []
     for k, call in enumerate(calls):
@@ -338,13 +339,18 @@ def _open(node: Node, walks: Sequence[Walk]) -> bool:
     reads = [a for w in walks for a in w.inputs if a.ref.buffer is result.buffer]
     if any(w.call.primitive.donates for w in walks):
         return False
-    return all(a.key == there.key for a in reads) and all(sum_kind(w) in ("", "columns") for w in walks)
+    return all(a.key == there.key for a in reads) and all(sum_kind(w) in ("", "columns", "finite") for w in walks)
 
 
 def sum_kind(walk: Walk) -> str:
-    """Over what a walk sums up: "" (nothing), "columns" (each column), "rows" (each row) or "all"."""
+    """Over what a walk sums up: "" (nothing), "columns" (each column), "rows" (each row) or "all".
+
+    Or "finite", for a check, which may be made in parts: all that a part does is to make a flag false.
+    """
     if walk.call.primitive not in REDUCTIONS:
         return ""
+    if walk.call.primitive is FINITE:
+        return "finite"
     (out,) = walk.outs
     if len(walk.dims) == 1:
         return "" if out.column or walk.dims == (1,) else "all"

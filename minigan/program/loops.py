@@ -117,6 +117,9 @@ def write_loop(node: Node, is_read: Callable[[Buffer], bool]) -> Text:
     for k, walk in enumerate(node.walks):
         names = [values.get(a.key) or writer.read(a) for a in walk.inputs]
         kind = sum_kind(walk)
+        if kind == "finite":
+            _write_check(writer, walk, k, names[0])
+            continue
         if kind:
             _write_sum(writer, walk, kind, k, names[0])
             continue
@@ -194,6 +197,15 @@ def _write_sum(writer: _Writer, walk: Walk, kind: str, k: int, value: str) -> No
     start.append(f"total_{k} = float64(0)")
     writer.each.append(f"total_{k} = add(total_{k}, float64({value}))")
     end.append(writer.write(out, f"{dtype}(total_{k}{count})"))
+
+
+def _write_check(writer: _Writer, walk: Walk, k: int, value: str) -> None:
+    """Make the flag false if a value is NaN or infinite: x - x is 0 for all other numbers."""
+    (out,) = walk.outs
+    dtype = walk.inputs[0].ref.dtype.name
+    writer.once.append(f"doubt_{k} = {dtype}(0)")
+    writer.each.append(f"doubt_{k} = add(doubt_{k}, {value} - {value})")
+    writer.after += [f"if doubt_{k} != 0:", f"    {writer.write(out, 'False')}"]
 
 
 def _module(name: str, writer: _Writer) -> str:

@@ -46,9 +46,14 @@ def is_large(node: Node) -> bool:
     return math.prod(node.dims) * arrays > SMALL
 
 
+def is_check(node: Node) -> bool:
+    """Whether a run may end with it: it is the last of its step."""
+    return node.kind == "call" and node.product is not None and node.product.primitive is REQUIRE
+
+
 def in_machine(node: Node) -> bool:
     """Whether the machine has a kernel for it."""
-    return node.kind != "call" or (node.product is not None and node.product.primitive is REQUIRE)
+    return node.kind != "call" or is_check(node)
 
 
 def schedule(nodes: Sequence[Node], threads: int, compiled: bool) -> list[Step]:
@@ -57,7 +62,7 @@ def schedule(nodes: Sequence[Node], threads: int, compiled: bool) -> list[Step]:
         steps: list[Step] = []
         for node in nodes:
             parts = int(compiled and in_machine(node))
-            if steps and parts and steps[-1].parts:
+            if steps and parts and steps[-1].parts and not is_check(steps[-1].nodes[-1]):
                 steps[-1].nodes.append(node)
             else:
                 steps.append(Step([node], parts))
@@ -88,6 +93,8 @@ def schedule(nodes: Sequence[Node], threads: int, compiled: bool) -> list[Step]:
                 k = small[0]
                 chain.append(nodes[k])
                 done([k])
+                if is_check(nodes[k]):
+                    break
                 small = sorted(k for k in ready if in_machine(nodes[k]) and not is_large(nodes[k]))
             steps.append(Step(chain, 1))
         elif large:

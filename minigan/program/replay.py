@@ -76,10 +76,24 @@ class Program:
             for word, offset in self._words.get(number, ()):
                 self._built.table[word] = start + offset
         self._reals[self._number_words] = self._numbers[self._number_of_word]
-        fine = self._run_steps()
-        for tensor in self._changed:
-            tensor.share().version += 1
+        self._built.flags[:] = 1
+        self._rows_done = 0
+        fine = False
+        try:
+            fine = self._run_steps()
+        finally:
+            for tensor in self._changed:
+                tensor.share().version += 1
+            if not fine:
+                self._undo()
         return fine
+
+    def _undo(self) -> None:
+        """Put back what the run has overwritten: up to its last step, or the check that did not hold."""
+        reached = min([row for row, flag in self._built.checks if not flag], default=self._rows_done)
+        for row, original, before in self._built.backups:
+            if row < max(reached, self._rows_done):
+                np.copyto(original, before)
 
     def _run_steps(self) -> bool:
         machine = self._built.machine
@@ -89,6 +103,7 @@ class Program:
                     return False
             elif not machine.run(*step):
                 return False
+            self._rows_done = self._built.rows_until[moment]
             if self.options.poison:
                 for start, end in self._built.dead[moment]:
                     self._built.arena[start:end] = 0xFF  # NaN, whichever float it is read as
@@ -112,8 +127,9 @@ class Program:
 
     def restore(self) -> None:
         """Undo a run that ended early."""
-        for restore in reversed(self._restores):
-            restore()
+        with recorded_by(None):
+            for restore in reversed(self._restores):
+                restore()
 
 
 class Compiled:
