@@ -51,6 +51,9 @@ DEPTH = 200
 HEIGHT = 512
 # From this many on, copying a panel pays even if B's rows could be read where they are: 5 % at 128 rows, -8 % at 64.
 PACK_ROWS = 128
+# Panels that an epilogue is called for at a time. Loops run over 4 vectors at a time and leave the rest to slower code:
+# one panel of 3 would leave a third of itself.
+PANELS = 4
 
 
 class _Vectors(NamedTuple):
@@ -326,7 +329,7 @@ def pack_float32(b: int, rsb: int, csb: int, depth: int, columns: int, vectors: 
 
 
 def product_float32(row: int, i0: int, i1: int, j0: int, j1: int) -> None:
-    """Compute C[i0:i1, j0:j1], and call the epilogue for panels of columns with all of these rows.
+    """Compute C[i0:i1, j0:j1], and call the epilogue for some panels at a time, with all of these rows.
 
     Words of the row from 5 on: a, rsa, csa, b, rsb, csb, c, ldc (addresses, and strides of rows and columns in bytes;
     C's columns are contiguous), depth, the epilogue's kernel (0: none) and row.
@@ -360,7 +363,7 @@ def product_float32(row: int, i0: int, i1: int, j0: int, j1: int) -> None:
         for block in range(blocks):
             k0 = depth * block // blocks
             kc = depth * (block + 1) // blocks - k0
-            j = j0
+            j = finished = j0
             while j < j1:
                 vectors = (j1 - j + lanes - 1) // lanes
                 # Two and two, not three and one.
@@ -378,16 +381,18 @@ def product_float32(row: int, i0: int, i1: int, j0: int, j1: int) -> None:
                         tile2_float32(ap, rsa, csa, panel, stride, cp, ldc, kc, m, columns, block)
                     else:
                         tile1_float32(ap, rsa, csa, panel, stride, cp, ldc, kc, m, columns, block)
-                if epilogue != 0 and block == blocks - 1 and i_end == i1:
-                    call(epilogue, epilogue_row, i0, i1, j, j + columns)
                 j += columns
+                if epilogue != 0 and block == blocks - 1 and i_end == i1:
+                    if j == j1 or j - finished == PANELS * VECTORS * lanes:
+                        call(epilogue, epilogue_row, i0, i1, finished, j)
+                        finished = j
 
 
 @functools.cache
 def kernel(dtype: Any) -> launch.Kernel:
     """The compiled product for `dtype`, float32 or float64: the two functions above with its name in theirs."""
     name = np.dtype(dtype).name
-    names = ["call", "scratch", "word", "DEPTH", "HEIGHT", "PACK_ROWS", "ROWS", "SINGLE", "VECTORS"]
+    names = ["call", "scratch", "word", "DEPTH", "HEIGHT", "PACK_ROWS", "PANELS", "ROWS", "SINGLE", "VECTORS"]
     parts = ["copy", "dot", "item", "lanes", "move", "single", "tile1", "tile2", "tile3", "transpose"]
     names += [f"{part}_float32" for part in parts]
     source = f"""from numba import njit

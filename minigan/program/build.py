@@ -15,7 +15,7 @@ from minigan.program.capture import REQUIRE, Buffer, Call, Recorder, Ref
 from minigan.program.checks import part_by_part, with_backups
 from minigan.program.fuse import Node, fuse, unfused
 from minigan.program.loops import Address, Scratch, Text, as_word, write_loop
-from minigan.program.plan import Life, Step, address, arena, in_place, is_check, lives, moments, place, schedule
+from minigan.program.plan import Life, Step, address, arena, in_place, is_check, is_large, lives, moments, place, schedule
 from minigan.trace import Slot
 
 
@@ -65,7 +65,7 @@ class Built(NamedTuple):
     input_words: list[
         tuple[int, Buffer, int]
     ]  # words that are addresses in an argument: (word, buffer, offset)
-    copied: set[Buffer]  # arguments that have to be copied, since Python calls hold arrays over their memory
+    copied: set[Buffer]  # arguments that have to be copied: arrays of Python calls, or results, lie over their memory
     dead: list[list[tuple[int, int]]]  # per moment, the parts of the arena not needed any more
     flags: Array  # bytes of the arena that are 1 at the beginning of a run
     checks: list[tuple[int, Array]]  # rows at which a run may end, and what they look at
@@ -172,7 +172,7 @@ class Builder:
         row_words: list[int] = []
         phases: list[tuple[int, int, int]] = []
         steps: list[Any] = []
-        copied: set[Buffer] = set()
+        copied = {x.buffer for x in self.outputs if x.buffer.kind == "input"}
         rows_until: list[int] = []
         row_count = 0
         for number, step in enumerate(self.schedule):
@@ -250,8 +250,9 @@ class Builder:
         whole_columns = behind >= 0 and self.texts[node].split == 1
         dense = csb == c.dtype.itemsize
         split = 1 if whole_columns else product.best_split(m, n, k, dense, self.options.threads)
+        split = split if is_large(node) else 2
         kernel = product.kernel(c.dtype)
-        start = self._head(kernel.address, m, n, split, product.quantum(c.dtype)[split])
+        start = self._head(kernel.address, m, n, split, product.quantum(c.dtype)[split % 2])
         self._append(a)
         self.table += [rsa, csa]
         self._append(b)
@@ -282,7 +283,7 @@ class Builder:
         n, m = node.dims if len(node.dims) == 2 else (node.dims[0], 1)
         kernel = launch.kernel(text.name, text.source)
         quantum = 1 if len(node.dims) == 2 and text.split == 0 else 16
-        start = self._head(kernel.address, n, m, text.split, quantum)
+        start = self._head(kernel.address, n, m, text.split if is_large(node) else 2, quantum)
         for k, word in enumerate(text.words):
             if isinstance(word, Address):
                 self._append(word.ref)

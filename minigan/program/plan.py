@@ -85,21 +85,20 @@ def schedule(nodes: Sequence[Node], threads: int, compiled: bool) -> list[Step]:
                     ready.append(i)
 
     while ready:
-        large = sorted(k for k in ready if in_machine(nodes[k]) and is_large(nodes[k]))
-        small = sorted(k for k in ready if in_machine(nodes[k]) and not is_large(nodes[k]))
-        if small:  # one thread makes these one after the other, so what they make ready may follow at once
+        mine = sorted(k for k in ready if in_machine(nodes[k]))
+        large = [k for k in mine if is_large(nodes[k])]
+        small = [k for k in mine if not is_large(nodes[k])]
+        if large:  # what is small and can be done now goes along, whole, in one of the parts
+            together = sorted(large + [k for k in small if not is_check(nodes[k])])
+            steps.append(Step([nodes[k] for k in together], threads))
+            done(together)
+        elif small:  # one thread makes these one after the other, so what they make ready may follow at once
             chain: list[Node] = []
-            while small:
-                k = small[0]
-                chain.append(nodes[k])
-                done([k])
-                if is_check(nodes[k]):
-                    break
+            while small and not (chain and is_check(chain[-1])):
+                chain.append(nodes[small[0]])
+                done(small[:1])
                 small = sorted(k for k in ready if in_machine(nodes[k]) and not is_large(nodes[k]))
             steps.append(Step(chain, 1))
-        elif large:
-            steps.append(Step([nodes[k] for k in large], threads))
-            done(large)
         else:
             k = min(ready)
             steps.append(Step([nodes[k]], 0))
