@@ -382,10 +382,10 @@ def product_float32(row: int, i0: int, i1: int, j0: int, j1: int) -> None:
                     else:
                         tile1_float32(ap, rsa, csa, panel, stride, cp, ldc, kc, m, columns, block)
                 j += columns
-                if epilogue != 0 and block == blocks - 1 and i_end == i1:
-                    if j == j1 or j - finished == PANELS * VECTORS * lanes:
-                        call(epilogue, epilogue_row, i0, i1, finished, j)
-                        finished = j
+                final = block == blocks - 1 and i_end == i1
+                if epilogue != 0 and final and (j == j1 or j - finished == PANELS * VECTORS * lanes):
+                    call(epilogue, epilogue_row, i0, i1, finished, j)
+                    finished = j
 
 
 @functools.cache

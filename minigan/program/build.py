@@ -15,7 +15,19 @@ from minigan.program.capture import REQUIRE, Buffer, Call, Recorder, Ref
 from minigan.program.checks import part_by_part, with_backups
 from minigan.program.fuse import Node, fuse, unfused
 from minigan.program.loops import Address, Scratch, Text, as_word, write_loop
-from minigan.program.plan import Life, Step, address, arena, in_place, is_check, is_large, lives, moments, place, schedule
+from minigan.program.plan import (
+    Life,
+    Step,
+    address,
+    arena,
+    in_place,
+    is_check,
+    is_large,
+    lives,
+    moments,
+    place,
+    schedule,
+)
 from minigan.trace import Slot
 
 
@@ -61,11 +73,14 @@ class Built(NamedTuple):
     machine: Any  # or None
     table: Array
     arena: Array
+    offsets: dict[Any, int]  # where in the arena each result is
     number_words: list[tuple[int, int]]  # words of the table that are numbers worked out anew: (word, number)
     input_words: list[
         tuple[int, Buffer, int]
     ]  # words that are addresses in an argument: (word, buffer, offset)
-    copied: set[Buffer]  # arguments that have to be copied: arrays of Python calls, or results, lie over their memory
+    copied: set[
+        Buffer
+    ]  # arguments that have to be copied: arrays of Python calls, or results, lie over their memory
     dead: list[list[tuple[int, int]]]  # per moment, the parts of the arena not needed any more
     flags: Array  # bytes of the arena that are 1 at the beginning of a run
     checks: list[tuple[int, Array]]  # rows at which a run may end, and what they look at
@@ -151,13 +166,13 @@ class Builder:
 
     def view(self, ref: Ref) -> Array:
         """The array of a program that `ref` stands for."""
-        if ref.buffer.kind != "temporary":
+        if ref.array is not None:
             return ref.array
         at = self.offsets[ref.buffer] + ref.offset
         return np.ndarray(ref.shape, ref.dtype, self.arena.data, at, ref.strides)
 
     def _address(self, ref: Ref) -> int:
-        if ref.buffer.kind == "temporary":
+        if ref.buffer.array is None:
             return self.base + self.offsets[ref.buffer] + ref.offset
         return address(ref.buffer.array) + ref.offset
 
@@ -211,6 +226,7 @@ class Builder:
             machine,
             table,
             self.arena,
+            self.offsets,
             self.number_words,
             self.input_words,
             copied,

@@ -30,33 +30,30 @@ class Buffer:
     Attributes:
         kind: "temporary" (results of the step), "held" (arrays from outside, such as parameters), "input" (an argument
             of the step), or "host" (an array that Python works out anew in every run).
-        array: the memory of the captured run; that of all kinds but "temporary" is used in replays too.
+        nbytes: its size.
+        array: the memory, which replays use too; `None` for a temporary one, whose memory is planned.
     """
 
     number: int
     kind: str
-    array: Array
+    nbytes: int
+    array: Array | None
     shown: str = ""
-
-    @property
-    def nbytes(self) -> int:
-        """Its size."""
-        return self.array.nbytes
 
 
 # What checks write, and calls read that overwrite memory from outside: no such call moves across a check.
-ORDER = Buffer(-1, "order", np.empty(0))
+ORDER = Buffer(-1, "order", 0, None)
 
 
 class Ref(NamedTuple):
-    """An array as a place in a buffer; `offset` and `strides` in bytes; `array` is that of the captured run."""
+    """An array as a place in a buffer; `offset` and `strides` in bytes; `array` itself if that is not temporary."""
 
     buffer: Buffer
     offset: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     dtype: np.dtype[Any]
-    array: Array
+    array: Array | None
 
     @property
     def size(self) -> int:
@@ -182,7 +179,7 @@ class Recorder:
 
     def undo(self) -> None:
         """Put back what the run has overwritten."""
-        for array, before in self._before.values():
+        for array, before in reversed(self._before.values()):  # views of one tensor may be among them
             np.copyto(array, before)
 
     def temporary(self, like: Array) -> Ref:
@@ -190,8 +187,9 @@ class Recorder:
         return self._new("temporary", np.empty(like.shape, like.dtype))
 
     def _new(self, kind: str, array: Array, shown: str = "") -> Ref:
-        buffer = Buffer(len(self.buffers), kind, array, shown)
-        ref = Ref(buffer, 0, array.shape, array.strides, array.dtype, array)
+        kept = None if kind == "temporary" else array
+        buffer = Buffer(len(self.buffers), kind, array.nbytes, kept, shown)
+        ref = Ref(buffer, 0, array.shape, array.strides, array.dtype, kept)
         self.buffers.append(buffer)
         self._refs[id(array)] = array, ref
         self._owners[id(array)] = buffer
@@ -258,4 +256,5 @@ def _owner(array: Array) -> Array:
 
 def _within(ref: Ref, array: Array, view: Array) -> Ref:
     offset = ref.offset + view.__array_interface__["data"][0] - array.__array_interface__["data"][0]
-    return Ref(ref.buffer, offset if view.size else 0, view.shape, view.strides, view.dtype, view)
+    kept = None if ref.array is None else view
+    return Ref(ref.buffer, offset if view.size else 0, view.shape, view.strides, view.dtype, kept)

@@ -70,7 +70,7 @@ def with_backups(calls: Sequence[Call], new: Allocate) -> tuple[list[Call], list
             place = x.buffer, x.offset, x.shape, x.strides
             if place not in saved:
                 saved.add(place)
-                backups.append(Backup(call, x, new(x.array)))
+                backups.append(Backup(call, x, new(np.empty(x.shape, x.dtype))))
                 result.append(Call(copy, (x,), (backups[-1].copy,)))
         result.append(call)
     return result, backups

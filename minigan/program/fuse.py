@@ -115,7 +115,11 @@ def as_walk(call: Call) -> Walk | None:
     if any(step % access.ref.dtype.itemsize for access in accesses for step in access[1:]):
         return None
     n = len(call.inputs)
-    return Walk(call, dims, accesses[:n], accesses[n:])
+    inputs, outs = accesses[:n], accesses[n:]
+    # What it overwrites it may read only at the element it is at.
+    if any(a.ref.buffer is b.ref.buffer and a.key != b.key for a in accesses for b in outs):
+        return None
+    return Walk(call, dims, inputs, outs)
 
 
 def _is_pointwise(call: Call) -> bool:
@@ -339,7 +343,9 @@ def _open(node: Node, walks: Sequence[Walk]) -> bool:
     reads = [a for w in walks for a in w.inputs if a.ref.buffer is result.buffer]
     if any(w.call.primitive.donates for w in walks):
         return False
-    return all(a.key == there.key for a in reads) and all(sum_kind(w) in ("", "columns", "finite") for w in walks)
+    return all(a.key == there.key for a in reads) and all(
+        sum_kind(w) in ("", "columns", "finite") for w in walks
+    )
 
 
 def sum_kind(walk: Walk) -> str:

@@ -1,28 +1,45 @@
 """A program as text: one line for each kernel."""
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
 
 from minigan.program.build import Built, Row
 from minigan.program.capture import Buffer, Ref
+from minigan.program.loops import Address
 from minigan.trace import Slot
 
 
 def listing(built: Built, inputs: Iterable[Buffer]) -> str:
-    """The lines of a program, with shapes, floating point operations and bytes read and written."""
+    """The lines of a program: what each kernel writes and where, what it does, what it reads, and what that costs.
+
+    "%3" is a result, with its place in the arena, "@2" an array from outside, "$1" an argument or an array that Python
+    works out in every run; a setting without a value is a number that Python works out in every run.
+    """
     names = _Names()
-    lines = [f"{names.of(b)} = {b.shown}  {b.array.dtype.name}{list(b.array.shape)}" for b in inputs]
-    lines += [_line(row, names) for row in built.rows]
-    flops = sum(_flops(row) for row in built.rows)
+    lines = [f"{names.of(b)} = {b.shown}" for b in inputs]
+    stored = {ref.buffer for row in built.rows for ref in _stored(row)}
+    for row in built.rows:
+        written = [
+            f"{names.of(x.buffer)}{list(x.shape)}{_place(built, x.buffer)}" for x in _unique(_stored(row))
+        ]
+        read = [
+            names.of(x.buffer)
+            for x in _unique(_read(row))
+            if x.buffer in stored or x.buffer.kind != "temporary"
+        ]
+        what = " · ".join(_operation(call.primitive.name, call.attributes) for call in row.node.calls)
+        costs = f"{_units(_flops(row), 'flop')}, {_units(_nbytes(row), 'B')}"
+        by = "" if row.text or row.node.kind == "product" or built.machine else ", Python"
+        lines.append(f"{', '.join(written) or '-'} <- {what} <- {', '.join(read)}  [{costs}{by}]")
+    flops, nbytes = sum(map(_flops, built.rows)), sum(map(_nbytes, built.rows))
     lines.append(
-        f"{len(built.rows)} kernels, {flops / 1e6:.1f} MFLOP, {sum(map(_nbytes, built.rows)) / 1e6:.2f} MB read and"
-        f" written, results in {built.arena.nbytes / 1e6:.2f} MB"
+        f"{len(built.rows)} kernels: {_units(flops, 'flop')}, {_units(nbytes, 'B')} read and written,"
+        f" {_units(built.arena.nbytes, 'B')} for results"
     )
     return "\n".join(lines)
 
 
 class _Names:
-    """Short names for memory: %3 a result, @2 an array from outside, $1 an argument or what Python works out."""
+    """Short names for memory, by kind and in the order of appearance."""
 
     def __init__(self) -> None:
         self._names: dict[Buffer, str] = {}
@@ -36,35 +53,35 @@ class _Names:
         return self._names[buffer]
 
 
-def _line(row: Row, names: _Names) -> str:
-    node = row.node
-    parts = []
-    for call in node.calls:
-        settings = [
-            f"{name}=slot" if isinstance(value, Slot) else f"{name}={value:g}"
-            for name, value in call.attributes.items()
-            if isinstance(value, float)
-        ]
-        parts.append(call.primitive.name + (f"({', '.join(settings)})" if settings else ""))
-    written = _unique([x for call in node.calls for x in call.outs if _is_stored(row, x)])
-    inside = {x.buffer for call in node.calls for x in call.outs if x.buffer.kind == "temporary"}
-    read = _unique([x for call in node.calls for x in call.inputs if x.buffer not in inside])
-    where = ", ".join(f"{names.of(x.buffer)}{list(x.shape)}" for x in written)
-    sources = ", ".join(names.of(x.buffer) for x in read)
-    by = "  in Python" if row.text is None and node.kind == "call" else ""
-    costs = f"{_flops(row) / 1e6:.3g} MFLOP, {_nbytes(row) / 1e3:.4g} kB{by}"
-    return f"{where or '-'} <- {' · '.join(parts)} <- {sources}  [{costs}]"
+def _place(built: Built, buffer: Buffer) -> str:
+    return f" at {built.offsets[buffer]}" if buffer.kind == "temporary" else ""
 
 
-def _is_stored(row: Row, ref: Ref) -> bool:
+def _operation(name: str, attributes: dict[str, object]) -> str:
+    settings = [
+        key if isinstance(value, Slot) else f"{key}={value:g}"
+        for key, value in attributes.items()
+        if isinstance(value, float)
+    ]
+    return name + (f"({', '.join(settings)})" if settings else "")
+
+
+def _stored(row: Row) -> list[Ref]:
+    """What a kernel writes to memory: of a loop what something reads after it."""
+    outs = [x for call in row.node.calls for x in call.outs]
     if row.text is None:
-        return True
-    addresses = {word.ref.buffer for word in row.text.words if hasattr(word, "ref")}
-    product: Any = row.node.product
-    return ref.buffer in addresses or (product is not None and ref.buffer is product.outs[0].buffer)
+        return outs
+    kept = {word.ref.buffer for word in row.text.words if isinstance(word, Address)}
+    product = row.node.product.outs if row.node.product else ()
+    return [x for x in outs if x.buffer in kept or x in product]
 
 
-def _unique(refs: list[Ref]) -> list[Ref]:
+def _read(row: Row) -> list[Ref]:
+    inside = {x.buffer for call in row.node.calls for x in call.outs if x.buffer.kind == "temporary"}
+    return [x for call in row.node.calls for x in call.inputs if x.buffer not in inside]
+
+
+def _unique(refs: Iterable[Ref]) -> list[Ref]:
     return list({ref.buffer: ref for ref in refs}.values())
 
 
@@ -73,10 +90,14 @@ def _flops(row: Row) -> int:
 
 
 def _nbytes(row: Row) -> int:
-    sizes: dict[Buffer, int] = {}
-    for call in row.node.calls:
-        for x in (*call.inputs, *call.outs):
-            if _is_stored(row, x):
-                nbytes = min(x.size * x.dtype.itemsize, x.buffer.nbytes)
-                sizes[x.buffer] = max(sizes.get(x.buffer, 0), nbytes)
-    return sum(sizes.values())
+    """Bytes written, and bytes read: of what is both, both."""
+    size: Callable[[Ref], int] = lambda x: min(x.size * x.dtype.itemsize, x.buffer.nbytes)  # noqa: E731
+    return sum(map(size, _unique(_stored(row)))) + sum(map(size, _unique(_read(row))))
+
+
+def _units(n: int, unit: str) -> str:
+    """A number with three digits: 12.8 Mflop."""
+    value, k = float(n), 0
+    while value >= 999.5:
+        value, k = value / 1000, k + 1
+    return f"{value:.3g} {' kMGT'[k].strip()}{unit}"

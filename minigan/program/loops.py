@@ -134,7 +134,7 @@ def write_loop(node: Node, is_read: Callable[[Buffer], bool]) -> Text:
         stores.append(writer.write(access, values[key]))
     writer.each += stores
     kinds = {sum_kind(walk) for walk in node.walks}
-    split = 2 if "all" in kinds else 1 if "columns" in kinds else 0
+    split = 2 if "all" in kinds or {"rows", "columns"} <= kinds else 1 if "columns" in kinds else 0
     name = "_".join(dict.fromkeys(walk.call.primitive.name for walk in node.walks))[:48]
     return Text(name, _module(name, writer), writer.words, split)
 

@@ -35,6 +35,7 @@ class Program:
         self._numbers = np.array(recorder.numbers)
         self._changed = list(recorder.changed.values())
         self._inputs = {b.number: b for b in recorder.buffers if b.kind == "input"}
+        self._own = [b.array for b in self._inputs.values() if b.array is not None]
         built = self._built
         self._number_words = np.array([word for word, _ in built.number_words], np.int64)
         self._number_of_word = np.array([number for _, number in built.number_words], np.int64)
@@ -50,7 +51,13 @@ class Program:
         return listing.listing(self._built, self._inputs.values())
 
     def __len__(self) -> int:
+        """The number of kernels."""
         return len(self._built.rows)
+
+    def source(self, kernel: int) -> str:
+        """The generated text of a kernel's loop, by its place in the listing from 0; empty where nothing is generated."""
+        text = self._built.rows[kernel].text
+        return "" if text is None else text.source
 
     def work_out(self) -> None:
         """Call what every run calls first, and take over its numbers and arrays."""
@@ -68,10 +75,10 @@ class Program:
 
     def run(self, arguments: Sequence[Array]) -> bool:
         """Run the kernels on these arrays; whether what the step requires held."""
-        for (number, buffer), array in zip(self._inputs.items(), arguments, strict=True):
+        for number, own, array in zip(self._inputs, self._own, arguments, strict=True):
             if number in self._copied or not array.flags.c_contiguous or not array.flags.aligned:
-                np.copyto(buffer.array, array)
-                array = buffer.array
+                np.copyto(own, array)
+                array = own
             start = address(array)
             for word, offset in self._words.get(number, ()):
                 self._built.table[word] = start + offset
@@ -202,7 +209,10 @@ class Compiled:
 
     def _capture(self, leaves: "_Leaves", form: Any, options: Options) -> "_Entry":
         recorder = Recorder()
-        own = [Tensor(recorder.argument(x, f"argument {k}")) for k, x in enumerate(leaves.arrays)]
+        own = [
+            Tensor(recorder.argument(x, f"argument {k}, {x.dtype} {x.shape}"))
+            for k, x in enumerate(leaves.arrays)
+        ]
         streams = [stream.at(stream.step) for stream in leaves.streams]
         for mine, stream in zip(streams, leaves.streams, strict=True):
             mine.place = stream.place
