@@ -321,7 +321,7 @@ def _norm_vjp(gy: Any, y: Any, x: Any, axes: tuple[int, ...], keepdims: bool) ->
     return (gx,)
 
 
-_norm = Primitive(
+NORM = Primitive(
     "norm",
     infer_reduction("norm"),
     kernel=_norm_kernel,
@@ -342,7 +342,7 @@ def norm(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
     1.0
     """
     x = lift(x)
-    return apply(_norm, x, axes=axes_of("norm", axis, x.ndim), keepdims=keepdims)  # type: ignore[no-any-return]
+    return apply(NORM, x, axes=axes_of("norm", axis, x.ndim), keepdims=keepdims)  # type: ignore[no-any-return]
 
 
 # Cumulative sum: its adjoint runs the other way

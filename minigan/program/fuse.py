@@ -13,11 +13,12 @@ import numpy as np
 
 from minigan.backend import FLOATS
 from minigan.linear import CAST, MATMUL, MEAN, SUM
+from minigan.ops.reduce import NORM
 from minigan.program.capture import Buffer, Call, Ref
 from minigan.program.checks import FINITE
 
 MOST_ARRAYS = 24  # that a loop reads and writes: more would not find room in registers
-REDUCTIONS = (SUM, MEAN, FINITE)
+REDUCTIONS = (SUM, MEAN, NORM, FINITE)
 
 
 class Access(NamedTuple):
@@ -87,6 +88,8 @@ def as_walk(call: Call) -> Walk | None:
     primitive = call.primitive
     reduces = primitive in REDUCTIONS
     if not (reduces or _is_pointwise(call)):
+        return None
+    if primitive is NORM and call.outs[0].dtype != np.float32:  # whose squares float64 could not hold
         return None
     shape = call.inputs[0].shape if reduces else call.outs[0].shape
     if 0 in shape:

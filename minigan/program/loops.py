@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minigan.linear import CAST, MANY_TERMS, MEAN
+from minigan.ops.reduce import NORM
 from minigan.program.capture import Buffer, Ref
 from minigan.program.fuse import Access, Node, Walk, sum_kind
 
@@ -168,35 +169,37 @@ def _number(value: Any) -> float:
 
 
 def _write_sum(writer: _Writer, walk: Walk, kind: str, k: int, value: str) -> None:
-    """Add up `value` over columns, rows or all, in float64 wherever float32 would lose."""
+    """Add up `value` over columns, rows or all, in float64 wherever float32 would lose.
+
+    The norm is the root of a sum of squares, which float64 holds for every float32.
+    """
     (out,) = walk.outs
     dtype = out.ref.dtype.name
-    count = ""
+    term, result = f"float64({value})", "{}"
     if walk.call.primitive is MEAN:
-        n = walk.call.inputs[0].size // out.ref.size
-        writer.once.append(f"count_{k} = real(row, {writer.word(float(n))})")
-        count = f" / count_{k}"
-    if kind == "columns":
-        total, _, scope = writer.at(out)
-        if writer.rows > MANY_TERMS and dtype == "float32":
-            scope = len(writer.arrays)
-            writer.arrays[f"scratch {k}"] = f"s{k}", "r", scope
-            writer.once.append(f"s{k} = word(row, {writer.word(Scratch(8 * walk.dims[1]))})")
-            total, wide = f"s{k}, j", '"float64"'
-        else:
-            wide = f'"{dtype}"'
-        sums = wide.strip('"')
-        writer.once += ["for j in range(j0, j1):", f"    write({total}, {sums}(0), {wide}, {scope})"]
-        so_far = f"read({total}, {wide}, {scope})"
-        writer.each.append(f"write({total}, {so_far} + {sums}({value}), {wide}, {scope})")
-        if count or total.startswith("s"):
-            result = writer.write(out, f"{dtype}(float64({so_far}){count})")
-            writer.after += ["for j in range(j0, j1):", f"    {result}"]
+        writer.once.append(f"count_{k} = real(row, {writer.word(walk.call.inputs[0].size / out.ref.size)})")
+        result = f"{{}} / count_{k}"
+    if walk.call.primitive is NORM:
+        term, result = f"{term} * {term}", "sqrt_float64({})"
+        writer.called.add("sqrt_float64")
+    if kind != "columns":
+        start, end = (writer.each_row, writer.after_row) if kind == "rows" else (writer.once, writer.after)
+        start.append(f"total_{k} = float64(0)")
+        writer.each.append(f"total_{k} = add(total_{k}, {term})")
+        end.append(writer.write(out, f"{dtype}({result.format(f'total_{k}')})"))
         return
-    start, end = (writer.each_row, writer.after_row) if kind == "rows" else (writer.once, writer.after)
-    start.append(f"total_{k} = float64(0)")
-    writer.each.append(f"total_{k} = add(total_{k}, float64({value}))")
-    end.append(writer.write(out, f"{dtype}(total_{k}{count})"))
+    place, quoted, scope = writer.at(out)
+    wide = dtype == "float32" and (writer.rows > MANY_TERMS or walk.call.primitive is NORM)
+    if wide:  # a row of sums of its own
+        place, quoted, scope = f"s{k}, j", '"float64"', len(writer.arrays)
+        writer.arrays[f"scratch {k}"] = f"s{k}", "r", scope
+        writer.once.append(f"s{k} = word(row, {writer.word(Scratch(8 * walk.dims[1]))})")
+    so_far = f"read({place}, {quoted}, {scope})"
+    writer.once += ["for j in range(j0, j1):", f"    write({place}, 0, {quoted}, {scope})"]
+    writer.each.append(f"write({place}, {so_far} + {term if wide else value}, {quoted}, {scope})")
+    if wide or result != "{}":
+        total = result.format(f"float64({so_far})")
+        writer.after += ["for j in range(j0, j1):", f"    {writer.write(out, f'{dtype}({total})')}"]
 
 
 def _write_check(writer: _Writer, walk: Walk, k: int, value: str) -> None:

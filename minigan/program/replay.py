@@ -55,7 +55,7 @@ class Program:
         return len(self._built.rows)
 
     def source(self, kernel: int) -> str:
-        """The generated text of a kernel's loop, by its place in the listing from 0; empty where nothing is generated."""
+        """The generated text of a kernel's loop, by its place in the listing, from 0; "" without one."""
         text = self._built.rows[kernel].text
         return "" if text is None else text.source
 
