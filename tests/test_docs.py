@@ -20,11 +20,12 @@ DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TABLE = ROOT / "docs" / "5-ops.md"
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
-# Left out: its import needs Numba, and what it has to show is generated code.
+# Left out: their import needs Numba, and what they have to show is generated code.
+NUMBA = ("interpreter", "memory", "product", "vector", "workers")
 MODULES = [
     name
     for name in ["minigan", *(module.name for module in pkgutil.walk_packages(mg.__path__, "minigan."))]
-    if name not in ("minigan.__main__", "minigan.kernels.vector")
+    if name not in ("minigan.__main__", *[f"minigan.kernels.{module}" for module in NUMBA])
 ]
 
 

@@ -117,7 +117,7 @@ class Builder:
         for node in nodes:
             for buffer in node.reads:
                 self.readers[buffer] = self.readers.get(buffer, 0) + 1
-        self.flags = set(flags)
+        self.flags = flags
         self.kept = {x.buffer for x in outputs} | {backup.copy.buffer for backup in self.backups}
         self.kept |= {call.inputs[0].buffer for call in calls if call.primitive is REQUIRE}
         if self.compiled:
@@ -148,8 +148,7 @@ class Builder:
                 for k, word in enumerate(self.texts[node].words if node in self.texts else ()):
                     if isinstance(word, Scratch):
                         blocks.append(Life((node, k), word.nbytes, now, now))
-        for buffer in self.flags:  # set at the beginning of every run
-            blocks = [block for block in blocks if block.key is not buffer]
+        blocks = [block for block in blocks if block.key not in self.flags]  # these are set at the beginning of a run
         self.offsets, size = place(blocks)
         for k, buffer in enumerate(self.flags):
             self.offsets[buffer] = size + k

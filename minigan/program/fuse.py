@@ -343,6 +343,9 @@ def _open(node: Node, walks: Sequence[Walk]) -> bool:
         return True
     (result,) = node.product.outs
     there = Access(result, *result.strides)
+    factors = {x.buffer for x in node.product.inputs}
+    if any(a.ref.buffer in factors for w in walks for a in w.outs):  # these are to be there before it
+        return False
     reads = [a for w in walks for a in w.inputs if a.ref.buffer is result.buffer]
     if any(w.call.primitive.donates for w in walks):
         return False

@@ -117,7 +117,7 @@ def lives(
     last: dict[Buffer, int] = {}
     for now, nodes in moments(steps):
         for node in nodes:
-            for buffer in node.reads | node.writes:
+            for buffer in sorted(node.reads | node.writes, key=lambda buffer: buffer.number):
                 if buffer.kind == "temporary" and stored(buffer):
                     first.setdefault(buffer, now)
                     last[buffer] = now
