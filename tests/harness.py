@@ -235,13 +235,20 @@ def check_precision(primitive: Primitive, data: Any) -> None:
 
 def gradients(call: Call) -> list[list[np.ndarray]]:
     """The gradient for cotangents of cosines, and the gradient of its sum."""
-    xs = [mg.tensor(a) for a in call.arrays]
+    _, *orders = all_orders(call, [mg.tensor(a) for a in call.arrays])
+    return [[g.numpy() for g in order] for order in orders]
+
+
+def all_orders(call: Call, xs: list[Any], orders: int = 3) -> list[list[Any]]:
+    """The results on tensors, and up to two `gradients`, as tensors."""
+    results = as_list(call(*xs))
+    if not differentiable(call.primitive):
+        return [results]
     targets = [x for x in xs if x.dtype in FLOATS]
-    ys = [y for y in as_list(call(*xs)) if y.dtype in FLOATS]
+    ys = [y for y in results if y.dtype in FLOATS]
     seeds = [mg.tensor(np.cos(np.arange(y.size)).reshape(y.shape).astype(y.dtype)) for y in ys]
-    first = mg.grad(ys, targets, seeds, create_graph=True)
-    second = mg.grad([g.sum() for g in first], targets)
-    return [[g.numpy() for g in first], [g.numpy() for g in second]]
+    first = mg.grad(ys, targets, seeds, create_graph=orders > 2)
+    return [results, first, *([mg.grad([g.sum() for g in first], targets)] if orders > 2 else [])]
 
 
 def check_derivatives(primitive: Primitive, data: Any) -> None:
@@ -289,6 +296,84 @@ def check_memory(primitive: Primitive, data: Any) -> None:
 def apart(primitive: Primitive, tensors: list[Any]) -> None:
     for a, b in itertools.combinations(tensors, 2):
         assert not np.shares_memory(a.array, b.array), f"{primitive.name}: two results share memory"
+
+
+def check_compiled(primitive: Primitive, data: Any) -> None:
+    """A compiled call gives what the call gives, also for other values, and gradients as well.
+
+    Without fusion to the bit. With it values are the formula's own, but for the last bits of its functions, or sums in
+    another order; and the bits do not depend on where results lie, nor on threads.
+    """
+    dtypes = data.draw(st.permutations(FLOATS), label="dtypes")
+    for k, call in enumerate(draw_calls(primitive, data, dtypes[0])):
+        dtype, orders = dtypes[k % 2], 3 if k < 2 else 2
+        random = np.random.default_rng(0)
+        draws = [draw_arrays(replace(call.sample, kink=None), random, dtype) for _ in range(2)]
+        draws.append([with_edges(a, call.sample, random) for a in draws[0]])
+        expected = [computed(call, draw, orders) for draw in draws]
+        found = replayed(call, draws, orders)
+        other = replayed(call, draws, orders, **data.draw(st.sampled_from(VARIANTS), label="options"))
+        assert_same_bits(other, found, f"{primitive.name} in another arrangement")
+        exact = replayed(call, draws, orders, fuse=False)
+        assert_same_bits(exact, expected, f"{primitive.name} without fusion")
+        for of_draw, expected_of_draw in zip(found, expected, strict=True):
+            for order, (ys, wanted) in enumerate(zip(of_draw, expected_of_draw, strict=True)):
+                for y, e in zip(ys, wanted, strict=True):
+                    assert_close(y, e, 8 * 16**order, f"{primitive.name}, order {order}")
+
+
+VARIANTS: tuple[dict[str, Any], ...] = ({"poison": True}, {"plan": False}, {"threads": 3})
+
+
+def computed(call: Call, arrays: list[np.ndarray], orders: int) -> list[list[np.ndarray]]:
+    xs = [mg.tensor(a) for a in arrays]
+    return [[y.numpy() for y in order] for order in all_orders(call, xs, orders)]
+
+
+def replayed(
+    call: Call, draws: list[list[np.ndarray]], orders: int, **options: Any
+) -> list[list[list[np.ndarray]]]:
+    """What one compiled call gives for each of the draws; what it overwrites is held by the step, not passed in."""
+    donates = call.primitive.donates
+    held = [mg.tensor(a) for a in draws[0][:donates]]
+    compiled = mg.compile(lambda *xs: all_orders(call, [*held, *xs], orders), **options)
+    found = []
+    for arrays in draws:
+        for x, a in zip(held, arrays, strict=False):
+            np.copyto(x.array, a)
+        given = [a.copy() for a in arrays[donates:]]
+        found.append([[y.numpy() for y in order] for order in compiled(*given)])
+        assert all(a.tobytes() == b.tobytes() for a, b in zip(given, arrays[donates:], strict=True))
+    assert len(compiled._programs) == 1
+    return found
+
+
+def with_edges(array: np.ndarray, sample: Sample, random: np.random.Generator) -> np.ndarray:
+    changed = array.copy()
+    if sample.edges and array.dtype in FLOATS:
+        edges = random.choice(np.array(sample.edges, array.dtype), array.shape)
+        np.putmask(changed, random.random(array.shape) < 0.5, edges)
+    return changed
+
+
+def assert_same_bits(found: Any, expected: Any, what: str) -> None:
+    if isinstance(found, np.ndarray):
+        assert found.shape == expected.shape and found.dtype == expected.dtype, what
+        same = found.tobytes() == expected.tobytes() or np.array_equal(found, expected, equal_nan=True)
+        assert same, f"{what}: {found!r}, expected {expected!r}"
+        return
+    for a, b in zip(found, expected, strict=True):
+        assert_same_bits(a, b, what)
+
+
+def assert_close(found: np.ndarray, exact: np.ndarray, ulps: float, what: str) -> None:
+    assert found.shape == exact.shape and found.dtype == exact.dtype, what
+    if found.dtype not in FLOATS:
+        np.testing.assert_array_equal(found, exact, err_msg=what)
+        return
+    finite = exact[np.isfinite(exact)]
+    limit = ulps * np.finfo(exact.dtype).eps * np.abs(finite).max(initial=1)
+    np.testing.assert_allclose(found, exact, rtol=0, atol=limit, err_msg=what)
 
 
 def check_edges(primitive: Primitive, data: Any) -> None:

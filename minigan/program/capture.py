@@ -104,7 +104,7 @@ class Recorder:
         self.buffers: list[Buffer] = []
         self.numbers: list[float] = []
         self.hosts: list[Hosted] = []
-        self.restores: list[Callable[[], None]] = []
+        self.restores: list[tuple[int, Callable[[], None]]] = []  # after how many of the hosts
         self.changed: dict[int, Any] = {}  # tensors that the step overwrites
         self._refs: dict[
             int, tuple[Array, Ref]
@@ -122,7 +122,12 @@ class Recorder:
         if primitive.view is not None:
             self._refs[id(outs[0])] = outs[0], _within(inputs[0], arrays[0], outs[0])
             return
-        for x in outs[: primitive.donates]:
+        for x, own in zip(outs[: primitive.donates], inputs, strict=False):
+            if own.buffer.kind == "input":
+                raise GraphError(
+                    f"{primitive.name}: {own.buffer.shown} of the step that is being compiled is to be updated in"
+                    f" place, at {caller()}: let the step hold that tensor instead"
+                )
             self._before.setdefault(id(x), (x, x.copy()))
         results = [self.ref(x) for x in outs[: primitive.donates]]
         for x in outs[primitive.donates :]:
@@ -146,7 +151,7 @@ class Recorder:
 
     def undone_by(self, restore: Callable[[], None]) -> None:
         """Note how to undo a run."""
-        self.restores.append(restore)
+        self.restores.append((len(self.hosts), restore))
 
     def read(self, array: Array, what: str) -> None:
         """Raise `GraphError` if the values may differ from run to run."""
@@ -197,7 +202,7 @@ class Recorder:
 
     def _stand_in(self, value: Any, hosted: Hosted) -> Any:
         """`value` with slots for its floats and memory of the program's for its arrays."""
-        if isinstance(value, float):
+        if isinstance(value, (float, np.floating)):
             slot = Slot(value)
             slot.index = len(self.numbers)
             self.numbers.append(float(value))
@@ -224,13 +229,15 @@ class Recorder:
 
 def floats_and_arrays(value: Any) -> tuple[list[float], list[Array]]:
     """The floats and the arrays in what a host function gave, in the order of `Hosted`."""
+    if type(value) is dict and all([type(each) is float for each in value.values()]):  # an optimiser's
+        return list(value.values()), []
     numbers: list[float] = []
     arrays: list[Array] = []
     stack = [value]
     while stack:
         each = stack.pop()
-        if isinstance(each, float):
-            numbers.append(each)
+        if isinstance(each, (float, np.floating)):
+            numbers.append(float(each))
         elif isinstance(each, np.ndarray):
             arrays.append(each)
         elif isinstance(each, dict):

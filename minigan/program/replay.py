@@ -1,14 +1,17 @@
 """Running a captured step again, and `compile`, which captures a step for each kind of arguments it meets."""
 
+import functools
 import threading
+import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from minigan.backend import Array
+from minigan.backend import FLOATS, Array, native
 from minigan.errors import GraphError
 from minigan.kernels import launch
+from minigan.kernels.machine import threads as most_threads
 from minigan.ops.random import Stream
 from minigan.program import listing
 from minigan.program.build import Builder, Built, Options, PythonCall
@@ -32,8 +35,9 @@ class Program:
         self.options = options
         self._built: Built = Builder(recorder, outputs, options).build()
         self._hosts, self._restores = recorder.hosts, recorder.restores
+        self._worked_out = len(self._hosts)  # the capturing run has
         self._numbers = np.array(recorder.numbers)
-        self._changed = list(recorder.changed.values())
+        self._changed = [tensor.share() for tensor in recorder.changed.values()]  # their storages
         self._inputs = {b.number: b for b in recorder.buffers if b.kind == "input"}
         self._own = [b.array for b in self._inputs.values() if b.array is not None]
         built = self._built
@@ -61,10 +65,14 @@ class Program:
 
     def work_out(self) -> None:
         """Call what every run calls first, and take over its numbers and arrays."""
+        self._worked_out = 0
         for hosted in self._hosts:
-            numbers, arrays = floats_and_arrays(hosted.function())
-            for index, value in zip(hosted.numbers, numbers, strict=True):
-                self._numbers[index] = value
+            value = hosted.function()
+            self._worked_out += 1
+            if value is None:
+                continue
+            numbers, arrays = floats_and_arrays(value)
+            self._numbers[hosted.numbers] = numbers
             for own, array in zip(hosted.arrays, arrays, strict=True):
                 if own.shape != array.shape or own.dtype != array.dtype:
                     raise GraphError(
@@ -89,8 +97,8 @@ class Program:
         try:
             fine = self._run_steps()
         finally:
-            for tensor in self._changed:
-                tensor.share().version += 1
+            for storage in self._changed:
+                storage.version += 1
             if not fine:
                 self._undo()
         return fine
@@ -135,8 +143,9 @@ class Program:
     def restore(self) -> None:
         """Undo a run that ended early."""
         with recorded_by(None):
-            for restore in reversed(self._restores):
-                restore()
+            for after, restore in reversed(self._restores):
+                if self._worked_out >= after:  # else this run has not come to what it undoes
+                    restore()
 
 
 class Compiled:
@@ -168,8 +177,8 @@ class Compiled:
         leaves = _Leaves()
         form = leaves.take((arguments, named))
         with self._lock:
-            options = self._options or Options(threads=_threads())
-            key = form, leaves.kinds, options, tuple(map(_identity, leaves.others))
+            options = self._options or _default_options(_threads())
+            key = form, leaves.kinds, options, state.recording, tuple(map(_identity, leaves.others))
             entry = self._programs.get(key)
             if entry is None:
                 entry = self._capture(leaves, form, options)
@@ -184,6 +193,10 @@ class Compiled:
                 captured = False
             self._last = entry
             return self._replay(entry, leaves, arguments, named, captured)
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        """A compiled function in a class is a method."""
+        return self if instance is None else types.MethodType(self, instance)
 
     def _replay(self, entry: "_Entry", leaves: "_Leaves", arguments: Any, named: Any, captured: bool) -> Any:
         program = entry.program
@@ -217,12 +230,14 @@ class Compiled:
         for mine, stream in zip(streams, leaves.streams, strict=True):
             mine.place = stream.place
         arguments, named = _rebuild(form, iter(own), iter(streams), iter(leaves.others))
-        with recorded_by(recorder):
-            result = self.function(*arguments, **named)
-        found = _Leaves(results=True)
-        result_form = found.take(result)
-        outputs = [recorder.ref(x) for x in found.arrays]
-        recorder.undo()
+        try:
+            with recorded_by(recorder):
+                result = self.function(*arguments, **named)
+            found = _Leaves(results=True)
+            result_form = found.take(result)
+            outputs = [recorder.ref(x) for x in found.arrays]
+        finally:
+            recorder.undo()
         return _Entry(Program(recorder, outputs, options), streams, result_form, found.others, leaves.others)
 
 
@@ -254,7 +269,7 @@ class _Leaves:
             self.arrays.append(value.array)
             return "array"
         if isinstance(value, np.ndarray) and not self.results:
-            self.arrays.append(value)
+            self.arrays.append(value if value.dtype in FLOATS else native(value))
             return "array"
         if isinstance(value, Stream) and not self.results:
             self.streams.append(value)
@@ -263,6 +278,11 @@ class _Leaves:
             return type(value), *[self.take(each) for each in value]
         if type(value) is dict:
             return dict, *[(name, self.take(each)) for name, each in value.items()]
+        if isinstance(value, (tuple, list, dict, set, frozenset)) or (self.results and not _is_plain(value)):
+            what = "returns" if self.results else "takes"
+            raise GraphError(
+                f"a step that is compiled {what} a {type(value).__name__}, expected tensors, in tuples, lists and dicts"
+            )
         self.others.append(value)
         return "other"
 
@@ -286,9 +306,13 @@ def _rebuild(form: Any, arrays: Any, streams: Any, others: Any) -> Any:
 
 def _identity(value: Any) -> Any:
     """What makes two arguments that are no arrays the same: equality of plain values, else being one object."""
-    if value is None or isinstance(value, (bool, int, float, str, bytes)):
-        return type(value), value
-    return id(value)
+    if isinstance(value, (float, np.generic)):
+        return type(value), np.asarray(value).tobytes()  # 0.0 is not -0.0, and NaN is NaN
+    return (type(value), value) if _is_plain(value) else id(value)
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, (bool, int, float, str, bytes, np.generic, np.dtype))
 
 
 def _detached(value: Any) -> Any:
@@ -302,9 +326,12 @@ def _name(function: Any) -> str:
 
 
 def _threads() -> int:
-    from minigan.kernels.machine import threads
+    return most_threads() if launch.numba() is not None else 1
 
-    return threads() if launch.numba() is not None else 1
+
+@functools.cache
+def _default_options(threads: int) -> Options:
+    return Options(threads=threads)
 
 
 def compile(

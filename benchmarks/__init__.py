@@ -1,0 +1,1 @@
+"""minigan measured beside other frameworks: `python -m benchmarks --help`."""

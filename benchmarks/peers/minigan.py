@@ -1,0 +1,81 @@
+"""minigan through its public interface, as its users write it: eager, and compiled by `mg.compile`."""
+
+from typing import Any
+
+import minigan as mg
+from benchmarks.peers import NotThere, Program
+from benchmarks.scenarios import B1, B2, EPS, GAMMA, LAMBDA, RATE, SLOPE, Chain, Gan, Layers
+
+
+def setup(threads: int) -> None:
+    """Hold minigan to so many threads."""
+    set_threads = getattr(mg, "set_threads", None)
+    if set_threads is not None:
+        set_threads(threads)
+
+
+def _load(network: Any, layers: Layers) -> None:
+    network.load_state(dict(zip(network.parameters(), (a for layer in layers for a in layer), strict=True)))
+
+
+def gan(scenario: Gan, dtype: str, variant: str) -> Program:
+    """A step of both players."""
+    shape, output = (scenario.features,), scenario.output or None
+    g = mg.models.mlp_generator(
+        scenario.latent, scenario.hidden, shape, slope=SLOPE, output=output, dtype=dtype
+    )
+    d = mg.models.mlp_discriminator(shape, scenario.hidden, slope=SLOPE, dtype=dtype)
+    for network, layers in zip((g, d), scenario.weights(dtype), strict=True):
+        _load(network, layers)
+    g_weights, d_weights = g.parameters(), d.parameters()
+    adam = mg.optim.Adam(RATE, b1=B1, b2=B2, eps=EPS)
+    g_memory, d_memory = adam.init(g_weights), adam.init(d_weights)
+    loss = mg.losses.table[scenario.loss]
+
+    def penalty(x: Any, fake: Any, real_logits: Any, u: Any) -> Any:
+        if scenario.penalty == "r1":
+            (slope,) = mg.grad(real_logits.sum(), x, create_graph=True)
+            return (slope * slope).sum() * (0.5 * GAMMA / scenario.batch)
+        with mg.no_grad():
+            between = u * x + (1.0 - u) * fake
+        (slope,) = mg.grad(d(between).sum(), between, create_graph=True)
+        return mg.ops.mean((mg.ops.norm(slope, axis=1) - 1.0) ** 2) * LAMBDA
+
+    def step(x: Any, z1: Any, z2: Any, *u: Any) -> Any:
+        with mg.no_grad():
+            fake = g(z1)
+        real_logits = d(x)
+        d_loss = loss.discriminator(real_logits, d(fake))
+        if scenario.penalty:
+            d_loss = d_loss + penalty(x, fake, real_logits, *(u or [None]))
+        adam.update(d_weights, mg.grad(d_loss, list(d_weights.values())), d_memory)
+        g_loss = loss.generator(None, d(g(z2)))
+        adam.update(g_weights, mg.grad(g_loss, list(g_weights.values())), g_memory)
+        return d_loss, g_loss
+
+    def read(losses: Any) -> tuple[float, ...]:
+        return tuple(loss.item() for loss in losses)
+
+    if variant == "eager":
+        return Program(lambda *arrays: step(*map(mg.asarray, arrays)), read)
+    if not hasattr(mg, "compile"):
+        raise NotThere("this minigan has no mg.compile")
+    return Program(mg.compile(step), read)
+
+
+def chain(scenario: Chain, dtype: str, variant: str) -> Program:
+    """Forward and backward through the chain."""
+
+    def step(x_array: Any, w_array: Any) -> Any:
+        x, w = mg.asarray(x_array), mg.asarray(w_array)
+        y = x
+        for _ in range(scenario.links):
+            y = mg.ops.tanh(y * w + x)
+        total = y.sum()
+        return total, *mg.grad(total, [x, w])
+
+    def read(result: Any) -> tuple[float, ...]:
+        total, *gradients = result
+        return (total.item(), *(float((g.numpy() ** 2).sum()) for g in gradients))
+
+    return Program(step, read)

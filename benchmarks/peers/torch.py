@@ -1,0 +1,168 @@
+"""PyTorch: eager with fused Adam, and the whole step, with Adam in it, as one graph under `torch.compile`."""
+
+import shutil
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from benchmarks.peers import NotThere, Program
+from benchmarks.scenarios import B1, B2, EPS, GAMMA, LAMBDA, RATE, SLOPE, Chain, Gan, Layers
+
+
+def setup(threads: int) -> None:
+    """Hold PyTorch to so many threads."""
+    torch.set_num_threads(threads)
+    torch.set_num_interop_threads(1)
+
+
+def gan(scenario: Gan, dtype: str, variant: str) -> Program:
+    """A step of both players."""
+    make = _compiled if variant == "compiled" else _eager
+    step = make(scenario, dtype)
+    return Program(
+        lambda *arrays: step(*map(torch.from_numpy, arrays)),
+        lambda losses: tuple(loss.item() for loss in losses),
+    )
+
+
+def _d_loss(scenario: Gan, real_logits: Any, fake_logits: Any) -> Any:
+    if scenario.loss == "wasserstein":
+        return fake_logits.mean() - real_logits.mean()
+    return _cross_entropy(real_logits, 1.0) + _cross_entropy(fake_logits, 0.0)
+
+
+def _g_loss(scenario: Gan, logits: Any) -> Any:
+    return -logits.mean() if scenario.loss == "wasserstein" else _cross_entropy(logits, 1.0)
+
+
+def _cross_entropy(logits: Any, label: float) -> Any:
+    return functional.binary_cross_entropy_with_logits(logits, torch.full_like(logits, label))
+
+
+def _network(layers: Layers, output: str) -> Any:
+    modules: list[Any] = []
+    for weight, bias in layers:
+        dense = torch.nn.Linear(*weight.shape, dtype=torch.from_numpy(bias).dtype)
+        with torch.no_grad():
+            dense.weight.copy_(torch.from_numpy(weight.T))
+            dense.bias.copy_(torch.from_numpy(bias))
+        modules += [dense, torch.nn.LeakyReLU(SLOPE)]
+    modules[-1:] = [torch.nn.Sigmoid()] if output else []
+    return torch.nn.Sequential(*modules)
+
+
+def _eager(scenario: Gan, dtype: str) -> Any:
+    g_layers, d_layers = scenario.weights(dtype)
+    g, d = _network(g_layers, scenario.output), _network(d_layers, "")
+    g_weights, d_weights = list(g.parameters()), list(d.parameters())
+    g_adam, d_adam = (
+        torch.optim.Adam(weights, RATE, betas=(B1, B2), eps=EPS, fused=True)
+        for weights in (g_weights, d_weights)
+    )
+
+    def penalty(x: Any, fake: Any, real_logits: Any, *u: Any) -> Any:
+        if scenario.penalty == "r1":
+            (slope,) = torch.autograd.grad(real_logits.sum(), x, create_graph=True)
+            return 0.5 * GAMMA / scenario.batch * slope.square().sum()
+        points = (u[0] * x + (1 - u[0]) * fake).requires_grad_()
+        (slope,) = torch.autograd.grad(d(points).sum(), points, create_graph=True)
+        return LAMBDA * (slope.norm(dim=1) - 1).square().mean()
+
+    def update(adam: Any, weights: Any, loss: Any) -> None:
+        for weight, gradient in zip(weights, torch.autograd.grad(loss, weights), strict=True):
+            weight.grad = gradient
+        adam.step()
+
+    def step(x: Any, z1: Any, z2: Any, *u: Any) -> Any:
+        with torch.no_grad():
+            fake = g(z1)
+        real_logits = d(x.requires_grad_(scenario.penalty == "r1"))
+        d_loss = _d_loss(scenario, real_logits, d(fake))
+        if scenario.penalty:
+            d_loss = d_loss + penalty(x, fake, real_logits, *u)
+        update(d_adam, d_weights, d_loss)
+        g_loss = _g_loss(scenario, d(g(z2)))
+        update(g_adam, g_weights, g_loss)
+        return d_loss.detach(), g_loss.detach()
+
+    return step
+
+
+def _layers(x: Any, layers: Any) -> Any:
+    """Dense layers with leaky ReLUs between them."""
+    for i, (weight, bias) in enumerate(layers):
+        x = x @ weight + bias
+        if i + 1 < len(layers):
+            x = functional.leaky_relu(x, SLOPE)
+    return x
+
+
+def _compiled(scenario: Gan, dtype: str) -> Any:
+    if not any(map(shutil.which, ("g++", "clang++", "c++"))):
+        raise NotThere("torch.compile needs a C++ compiler, and there is none on the path")
+    tree = torch.utils._pytree.tree_map
+    tensors = tree(torch.from_numpy, scenario.weights(dtype))
+    players = tuple(
+        (weights, tree(torch.zeros_like, weights), tree(torch.zeros_like, weights)) for weights in tensors
+    )
+    count = torch.zeros((), dtype=getattr(torch, dtype))
+
+    def generate(z: Any, g: Any) -> Any:
+        x = _layers(z, g)
+        return torch.sigmoid(x) if scenario.output else x
+
+    def d_loss(d: Any, x: Any, fake: Any, *u: Any) -> Any:
+        total = _d_loss(scenario, _layers(x, d), _layers(fake, d))
+        if not scenario.penalty:
+            return total
+        slope_at = torch.func.grad(lambda points: _layers(points, d).sum())
+        if scenario.penalty == "r1":
+            return total + 0.5 * GAMMA / scenario.batch * slope_at(x).square().sum()
+        slope = slope_at(u[0] * x + (1 - u[0]) * fake)
+        return total + LAMBDA * (slope.square().sum(dim=1).sqrt() - 1).square().mean()
+
+    def g_loss(g: Any, d: Any, z: Any) -> Any:
+        return _g_loss(scenario, _layers(generate(z, g), d))
+
+    def update(player: Any, gradients: Any, t: Any) -> None:
+        rate, unbias = RATE / (1 - B1**t), 1 / (1 - B2**t)
+        leaves = [torch.utils._pytree.tree_leaves(part) for part in (*player, gradients)]
+        for p, m, v, g in zip(*leaves, strict=True):
+            m.lerp_(g, 1 - B1)
+            v.mul_(B2).addcmul_(g, g, value=1 - B2)
+            p.sub_(rate * m / ((unbias * v).sqrt() + EPS))
+
+    @torch.compile(fullgraph=True, dynamic=False)
+    def whole(x: Any, z1: Any, z2: Any, *u: Any) -> Any:
+        g, d = players
+        count.add_(1)
+        gradients, of_d = torch.func.grad_and_value(d_loss)(d[0], x, generate(z1, g[0]), *u)
+        update(d, gradients, count)
+        gradients, of_g = torch.func.grad_and_value(g_loss)(g[0], d[0], z2)
+        update(g, gradients, count)
+        return of_d, of_g
+
+    def step(*arrays: Any) -> Any:
+        with torch.no_grad():
+            return whole(*arrays)
+
+    return step
+
+
+def chain(scenario: Chain, dtype: str, variant: str) -> Program:
+    """Forward and backward through the chain."""
+
+    def step(x_array: Any, w_array: Any) -> Any:
+        x, w = (torch.from_numpy(a).requires_grad_() for a in (x_array, w_array))
+        y = x
+        for _ in range(scenario.links):
+            y = torch.tanh(y * w + x)
+        total = y.sum()
+        return total.detach(), *torch.autograd.grad(total, [x, w])
+
+    def read(result: Any) -> tuple[float, ...]:
+        total, *gradients = result
+        return (total.item(), *(g.square().sum().item() for g in gradients))
+
+    return Program(step, read)

@@ -1,0 +1,114 @@
+"""One contestant in a process of its own: it builds a scenario and makes steps of it when it is asked to.
+
+Orders come as lines of JSON on standard input, answers go to standard output; what a framework prints goes to standard
+error. The first line says which contestant, on which CPUs. The process ends when its input does.
+"""
+
+import importlib
+import json
+import math
+import os
+import sys
+import time
+import traceback
+from typing import Any
+
+POOL = 4  # batches that the measured steps take in turn
+
+
+class Worker:
+    """The orders, as methods: each takes what the line has besides `do`, and returns what is answered."""
+
+    def __init__(self, module: str, variant: str, threads: int, cpus: list[int]) -> None:
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, cpus)
+        begin = time.perf_counter()
+        self.module = importlib.import_module(f"benchmarks.peers.{module}")
+        self.import_s = time.perf_counter() - begin
+        self.module.setup(threads)
+        self.variant = variant
+        self.program: Any = None
+        self.pool: list[Any] = []
+
+    def build(self, scenario: str, tiny: bool, dtype: str) -> dict[str, float]:
+        """Make the step; it may be compiled only when it is first called."""
+        from benchmarks.scenarios import find
+
+        self.program, self.pool = None, []
+        self.scenario, self.dtype = find(scenario, tiny), dtype
+        self.program = getattr(self.module, self.scenario.kind)(self.scenario, dtype, self.variant)
+        self.step_s = 0.0
+        return {"import_s": self.import_s}
+
+    def losses(self, steps: int) -> dict[str, Any]:
+        """The results of the first steps."""
+        step, read = self.program
+        return {"losses": [list(read(step(*self.scenario.arrays(k, self.dtype)))) for k in range(steps)]}
+
+    def turn(self, seconds: float) -> dict[str, Any]:
+        """The mean time of a step over about so many seconds, waited for once, after one step that is not counted."""
+        self.pool = self.pool or [self.scenario.arrays(k, self.dtype) for k in range(POOL)]
+        step, read = self.program
+        begin = time.perf_counter()
+        read(step(*self.pool[0]))
+        steps = max(1, round(seconds / (self.step_s or time.perf_counter() - begin)))
+        begin = time.perf_counter()
+        for k in range(steps):
+            result = step(*self.pool[k % POOL])
+        values = read(result)
+        self.step_s = (time.perf_counter() - begin) / steps
+        if not all(map(math.isfinite, values)):
+            raise FloatingPointError(f"the result of a step is {values}")
+        return {"step_s": self.step_s, "steps": steps, "values": values}
+
+    def memory(self) -> dict[str, int]:
+        """The most memory that the process has had, in bytes."""
+        # Not getrusage: after exec its maximum is at least what the parent had at that moment.
+        if os.path.exists("/proc/self/status"):
+            with open("/proc/self/status") as lines:
+                return {
+                    "peak": next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+                }
+        import resource
+
+        return {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}  # in bytes on macOS
+
+
+def _answer(make: Any, **arguments: Any) -> dict[str, Any]:
+    from benchmarks.peers import NotThere, Unsupported
+
+    try:
+        return {"answer": make(**arguments)}
+    except Exception as error:
+        traceback.print_exc()
+        status = {NotThere: "missing", Unsupported: "unsupported"}.get(type(error), "failed")
+        words = " ".join(str(error).split())
+        return {
+            "status": status,
+            "note": words if status != "failed" else f"{type(error).__name__}: {words}"[:200],
+        }
+
+
+def main() -> None:
+    """Answer orders until there are no more."""
+    orders, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)
+    worker: list[Worker] = []
+
+    def begin(**arguments: Any) -> dict[str, Any]:
+        worker.append(Worker(**arguments))
+        return {}
+
+    for line in orders:
+        order = json.loads(line)
+        do = order.pop("do")
+        answer = _answer(begin if do == "begin" else getattr(worker[0], do), **order)
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)
