@@ -158,7 +158,12 @@ class Value:
     ) -> None:
         self.array = array
         self.node = node
-        self.point = next(_points) if node is None else node.point + index
+        if node is None:
+            self.point = next(_points)
+            if storage is None and _state.recorder is not None:
+                _state.recorder.made(array)
+        else:
+            self.point = node.point + index
         self.storage = storage
 
     def share(self) -> Storage:

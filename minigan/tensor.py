@@ -234,6 +234,7 @@ class Tensor(Value):
         return np.array(self.numpy(), dtype=dtype, copy=copy)
 
     def __dlpack__(self, **options: Any) -> Any:
+        reads(self.array, "__dlpack__")
         return self.array.__dlpack__(**options)
 
     def __dlpack_device__(self) -> Any:
@@ -243,6 +244,7 @@ class Tensor(Value):
         return self.detach()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Tensor":
+        reads(self.array, "deepcopy")
         return Tensor(self.array.copy())
 
     def __reduce__(self) -> Any:
@@ -797,7 +799,13 @@ def index(x: TensorLike, key: Any) -> Tensor:
     (array([2., 4.], dtype=float32), array([3., 4.], dtype=float32))
     """
     x = lift(x)
-    keys = tuple(k.array if isinstance(k, Tensor) else k for k in (key if isinstance(key, tuple) else (key,)))
+    if isinstance(key, Tensor) and key.dtype.kind in "iu":
+        return take(x, key)
+    parts = key if isinstance(key, tuple) else (key,)
+    for part in parts:
+        if isinstance(part, Tensor):
+            reads(part.array, "an index")
+    keys = tuple(k.array if isinstance(k, Tensor) else k for k in parts)
     if all(_is_basic(k) for k in keys):
         # The `...` makes NumPy return an array, never a scalar, for a key that leaves no axis.
         return apply(SLICE, x, key=keys if ... in keys else (*keys, ...))  # type: ignore[no-any-return]

@@ -24,6 +24,9 @@ class Recorder(Protocol):
     ) -> None:
         """`primitive` is about to compute `outs` from `arrays`, and to overwrite those that it donates."""
 
+    def made(self, array: Array) -> None:
+        """A tensor with memory of its own was made, by a call or from values."""
+
     def changes(self, tensor: Any) -> None:
         """The memory of `tensor` is overwritten by the call that was told of last."""
 

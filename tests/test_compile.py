@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -237,7 +238,7 @@ def test_an_interrupted_step_is_made_or_not(where, options, plain, monkeypatch):
     if where == "machine":  # a signal that comes while compiled code runs is raised when it returns
         program = step.program
         run = program._run_steps
-        monkeypatch.setattr(program, "_run_steps", lambda: (run(), interrupt())[0])
+        monkeypatch.setattr(program, "_run_steps", lambda: (run(), os.kill(os.getpid(), signal.SIGINT))[0])
     interrupts.append(0)
     with pytest.raises(KeyboardInterrupt):
         step(data)

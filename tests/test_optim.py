@@ -246,7 +246,7 @@ def test_ema_warms_up() -> None:
     average, weights = {"p": mg.tensor(np.zeros(2))}, {"p": mg.tensor(np.array([1.0, -1.0]))}
     expected = np.zeros(2)
     for t in range(200):
-        optim.EMA(0.9).update(weights, average, lambda: t)
+        optim.EMA(0.9).update(weights, average, lambda t=t: t)
         d = min(0.9, (1 + t) / (10 + t))
         expected = d * expected + (1 - d) * np.array([1.0, -1.0])
         np.testing.assert_allclose(average["p"].numpy(), expected, rtol=1e-13)

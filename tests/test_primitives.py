@@ -20,7 +20,15 @@ BY_NAME = {primitive.name: primitive for primitive in PRIMITIVES}
 
 # Nothing to differentiate: their results are booleans, positions or random numbers.
 MASKS = {"equal", "not_equal", "greater", "greater_equal", "logical_and", "logical_or", "logical_xor"}
-WITHOUT_DERIVATIVE = MASKS | {"all_finite", "argmax", "argsort", "random_bits", "uniform", "normal"}
+WITHOUT_DERIVATIVE = MASKS | {
+    "all_finite",
+    "argmax",
+    "argsort",
+    "one_hot",
+    "random_bits",
+    "uniform",
+    "normal",
+}
 
 
 @pytest.mark.parametrize(

@@ -220,7 +220,7 @@ class Stream:
 
     def permutation(self, n: int) -> Array:
         """The numbers 0 .. n - 1 in random order, int64."""
-        keys = self.bits(-(-n // 2)).array.reshape(-1)[: 2 * n]
+        keys = self.bits(-(-n // 2)).numpy().reshape(-1)[: 2 * n]
         return np.argsort(keys[0::2].astype(np.uint64) << np.uint64(32) | keys[1::2], kind="stable")
 
     def _draw_floats(

@@ -138,6 +138,31 @@ def pad(x: TensorLike, widths: Sequence[tuple[int, int]], value: float = 0.0) ->
     return where(Tensor(inside), padded, value)
 
 
+def _one_hot_infer(labels: Array, classes: int, dtype: Any) -> Sequence[Spec]:
+    if labels.dtype.kind not in "iu":
+        raise DTypeError(f"one_hot: labels have dtype {labels.dtype}, expected integers")
+    if labels.size and (labels.min() < 0 or labels.max() >= classes):
+        raise ShapeError(
+            f"one_hot: labels from {labels.min()} to {labels.max()} do not fit classes 0 to {classes - 1}"
+        )
+    return (((*labels.shape, classes), dtype),)
+
+
+def _one_hot_kernel(outs: Sequence[Array], labels: Array, classes: int, dtype: Any) -> None:
+    outs[0][...] = labels.astype(np.int64)[..., None] == np.arange(classes)
+
+
+_one_hot = Primitive(
+    "one_hot",
+    _one_hot_infer,
+    kernel=_one_hot_kernel,
+    samples=tuple(
+        Sample((Input(shape, "index", high=3),), {"classes": 4, "dtype": dtype})
+        for shape, dtype in (((2, 3), FLOATS[0]), ((), FLOATS[1]), ((0,), FLOATS[0]))
+    ),
+)
+
+
 def one_hot(labels: TensorLike, classes: int, dtype: Any = np.float32) -> Tensor:
     """1 in the column of each label and 0 elsewhere.
 
@@ -148,15 +173,7 @@ def one_hot(labels: TensorLike, classes: int, dtype: Any = np.float32) -> Tensor
     array([[0., 1., 0.],
            [1., 0., 0.]], dtype=float32)
     """
-    x = lift(labels)
-    if x.dtype.kind not in "iu":
-        raise DTypeError(f"one_hot: labels have dtype {x.dtype}, expected integers")
-    if x.size and (x.array.min() < 0 or x.array.max() >= classes):
-        raise ShapeError(
-            f"one_hot: labels from {x.array.min()} to {x.array.max()} do not fit classes 0 to {classes - 1}"
-        )
-    wide = cast(x, np.int64)  # classes need not fit the dtype of the labels
-    return cast(wide.reshape((*x.shape, 1)) == Tensor(np.arange(classes, dtype=np.int64)), dtype)
+    return apply(_one_hot, lift(labels), classes=classes, dtype=np.dtype(dtype))  # type: ignore[no-any-return]
 
 
 # Einsum

@@ -82,6 +82,7 @@ class Built(NamedTuple):
         Buffer
     ]  # arguments that have to be copied: arrays of Python calls, or results, lie over their memory
     dead: list[list[tuple[int, int]]]  # per moment, the parts of the arena not needed any more
+    written: set[Buffer]  # memory from outside that it changes
     flags: Array  # bytes of the arena that are 1 at the beginning of a run
     checks: list[tuple[int, Array]]  # rows at which a run may end, and what they look at
     backups: list[tuple[int, Array, Array]]  # rows that overwrite, what they overwrite, and the copy of it
@@ -148,7 +149,9 @@ class Builder:
                 for k, word in enumerate(self.texts[node].words if node in self.texts else ()):
                     if isinstance(word, Scratch):
                         blocks.append(Life((node, k), word.nbytes, now, now))
-        blocks = [block for block in blocks if block.key not in self.flags]  # these are set at the beginning of a run
+        blocks = [
+            block for block in blocks if block.key not in self.flags
+        ]  # these are set at the beginning of a run
         self.offsets, size = place(blocks)
         for k, buffer in enumerate(self.flags):
             self.offsets[buffer] = size + k
@@ -230,6 +233,7 @@ class Builder:
             self.input_words,
             copied,
             self.dead,
+            {b for row in rows for b in row.node.writes if b.array is not None},
             self.arena[slice(*self.flag_bytes)],
             [(k, self.view(row.node.calls[0].inputs[0])) for k, row in enumerate(rows) if is_check(row.node)],
             [(row_of[b.writer], self.view(b.original), self.view(b.copy)) for b in self.backups],

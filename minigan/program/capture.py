@@ -4,6 +4,7 @@ Capturing is a run like any other, with a recorder that `apply` tells of every c
 put back at its end, so that the replay which follows makes the step: every step is then made by the same kernels.
 """
 
+import copy
 import os
 import traceback
 from collections.abc import Callable, Sequence
@@ -100,6 +101,7 @@ class Recorder:
     """What hears of every call of `apply` in a captured run (see `minigan.trace.Recorder`)."""
 
     def __init__(self) -> None:
+        self._made: dict[int, Array] = {}  # by id, the memory of tensors that the step makes
         self.calls: list[Call] = []
         self.buffers: list[Buffer] = []
         self.numbers: list[float] = []
@@ -134,6 +136,10 @@ class Recorder:
             results.append(self._new("temporary", x))
         flops = primitive.flops(*arrays, **attributes)
         self.calls.append(Call(primitive, inputs, tuple(results), attributes, flops))
+
+    def made(self, array: Array) -> None:
+        """Note memory that is not from outside, though it may hold values from there."""
+        self._made[id(array)] = array
 
     def changes(self, tensor: Any) -> None:
         """Note a tensor whose version rises in every run."""
@@ -182,6 +188,10 @@ class Recorder:
             entry = self._refs[id(array)] = array, _within(base, owner, array)
         return entry[1]
 
+    def made_and_changed(self) -> list[tuple[Array, Array]]:
+        """Memory that tensors made by the step have, and that it overwrites, with what it holds at first."""
+        return [(x, before) for x, before in self._before.values() if id(_owner(x)) in self._made]
+
     def undo(self) -> None:
         """Put back what the run has overwritten."""
         for array, before in reversed(self._before.values()):  # views of one tensor may be among them
@@ -229,7 +239,7 @@ class Recorder:
 
 def floats_and_arrays(value: Any) -> tuple[list[float], list[Array]]:
     """The floats and the arrays in what a host function gave, in the order of `Hosted`."""
-    if type(value) is dict and all([type(each) is float for each in value.values()]):  # an optimiser's
+    if type(value) is dict and all(type(each) is float for each in value.values()):  # an optimiser's
         return list(value.values()), []
     numbers: list[float] = []
     arrays: list[Array] = []
@@ -248,9 +258,10 @@ def floats_and_arrays(value: Any) -> tuple[list[float], list[Array]]:
 
 
 def caller() -> str:
-    """File and line of the innermost frame that is not in this package."""
+    """File and line of the innermost frame that is neither in this package nor in `copy`."""
+    ours = (PACKAGE, copy.__file__)
     for frame in reversed(traceback.extract_stack()):
-        if not frame.filename.startswith(PACKAGE):
+        if not frame.filename.startswith(ours):
             return f"{frame.filename}:{frame.lineno}"
     return "an unknown line"
 

@@ -1,9 +1,11 @@
 """Running a captured step again, and `compile`, which captures a step for each kind of arguments it meets."""
 
 import functools
+import signal
 import threading
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -36,6 +38,7 @@ class Program:
         self._built: Built = Builder(recorder, outputs, options).build()
         self._hosts, self._restores = recorder.hosts, recorder.restores
         self._worked_out = len(self._hosts)  # the capturing run has
+        self._made = recorder.made_and_changed()
         self._numbers = np.array(recorder.numbers)
         self._changed = [tensor.share() for tensor in recorder.changed.values()]  # their storages
         self._inputs = {b.number: b for b in recorder.buffers if b.kind == "input"}
@@ -44,6 +47,10 @@ class Program:
         self._number_words = np.array([word for word, _ in built.number_words], np.int64)
         self._number_of_word = np.array([number for _, number in built.number_words], np.int64)
         self._reals = built.table.view(np.float64)
+        written = [b.array for b in recorder.buffers if b in built.written and b.array is not None]
+        self._written = [(address(x), address(x) + x.nbytes) for x in (built.arena, *written)]
+        self._lowest, self._highest = min(self._written)[0], max(end for _, end in self._written)
+        self.interrupted: list[int] = []  # the signals that came while it ran
         self._words: dict[int, list[tuple[int, int]]] = {}
         for word, buffer, offset in built.input_words:
             self._words.setdefault(buffer.number, []).append((word, offset))
@@ -84,24 +91,37 @@ class Program:
     def run(self, arguments: Sequence[Array]) -> bool:
         """Run the kernels on these arrays; whether what the step requires held."""
         for number, own, array in zip(self._inputs, self._own, arguments, strict=True):
-            if number in self._copied or not array.flags.c_contiguous or not array.flags.aligned:
-                np.copyto(own, array)
-                array = own
             start = address(array)
+            if (
+                number in self._copied
+                or not (array.flags.c_contiguous and array.flags.aligned)
+                or self._meets_what_is_written(start, start + array.nbytes)
+            ):
+                np.copyto(own, array)
+                start = address(own)
             for word, offset in self._words.get(number, ()):
                 self._built.table[word] = start + offset
         self._reals[self._number_words] = self._numbers[self._number_of_word]
         self._built.flags[:] = 1
+        for array, first in self._made:
+            np.copyto(array, first)
         self._rows_done = 0
         fine = False
         try:
-            fine = self._run_steps()
+            with held_back() as self.interrupted:
+                fine = self._run_steps()
         finally:
             for storage in self._changed:
                 storage.version += 1
             if not fine:
                 self._undo()
         return fine
+
+    def _meets_what_is_written(self, start: int, end: int) -> bool:
+        """Whether memory from `start` to `end` overlaps what the program writes to, which kernels rely on not to."""
+        if end <= self._lowest or start >= self._highest:
+            return False
+        return any(start < other_end and other < end for other, other_end in self._written)
 
     def _undo(self) -> None:
         """Put back what the run has overwritten: up to its last step, or the check that did not hold."""
@@ -146,6 +166,23 @@ class Program:
             for after, restore in reversed(self._restores):
                 if self._worked_out >= after:  # else this run has not come to what it undoes
                     restore()
+
+
+@contextmanager
+def held_back() -> Iterator[list[int]]:
+    """Let no `KeyboardInterrupt` be raised in the block, in which tensors change; gives the signals that came."""
+    came: list[int] = []
+    try:
+        holds = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        if holds:
+            signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
+    except ValueError:  # not in the main thread, which is the one that is interrupted
+        holds = False
+    try:
+        yield came
+    finally:
+        if holds:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Compiled:
@@ -212,6 +249,8 @@ class Compiled:
         except BaseException:
             program.restore()
             raise
+        if program.interrupted and fine:
+            raise KeyboardInterrupt
         if fine:
             return entry.give(self.copy)
         # Something required did not hold. The same step without a recorder says what, or is the step.
