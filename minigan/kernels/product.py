@@ -420,6 +420,17 @@ def best_split(M: int, N: int, K: int, csb_contiguous: bool, parts: int) -> int:
     """
     tiles, vectors = -(-M // ROWS), -(-N // lanes_float32)
     packing = 0.25 if csb_contiguous else 1.0
-    by_rows = (-(-tiles // parts) + packing) * vectors
-    by_columns = (tiles + packing) * -(-vectors // parts)
-    return int(by_columns <= by_rows and vectors >= parts)
+    by_rows = (-(-tiles // parts) + packing) * _width(vectors)
+    by_columns = (tiles + packing) * _width(-(-vectors // parts))
+    return int(by_columns < by_rows and vectors >= parts)
+
+
+def _width(vectors: int) -> float:
+    """The time of panels of so many vectors in all, in that of one vector of a panel of three.
+
+    A tile of two vectors needs as many instructions for A's elements as one of three.
+    """
+    full, rest = divmod(vectors, VECTORS)
+    if rest == 1 and full:
+        full, rest = full - 1, 4
+    return VECTORS * full + {0: 0.0, 1: 1.5, 2: 2.3, 4: 4.6}[rest]
