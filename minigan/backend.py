@@ -35,6 +35,8 @@ def device_name(device: str | None) -> str:
 def allocate(specs: Sequence[Spec]) -> tuple[Array, ...]:
     """Uninitialised C-contiguous arrays; `ShapeError` before anything is allocated if one cannot exist."""
     try:
+        if len(specs) == 1:
+            return (np.empty(*specs[0]),)
         return tuple([np.empty(shape, dtype) for shape, dtype in specs])
     except ValueError as error:
         raise ShapeError(

@@ -6,6 +6,7 @@ is the map again, so these few primitives are closed under differentiation of an
 directly; the functions that users call, with their docstrings, are in `minigan.tensor` and `minigan.ops`.
 """
 
+import functools
 import math
 import operator
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from numpy.lib.array_utils import normalize_axis_tuple
 
 from minigan.backend import FLOATS, Array, Spec
 from minigan.errors import DTypeError, ShapeError
+from minigan.kernels.launch import numba
 from minigan.pointwise import broadcast, check_float
 from minigan.tape import Input, Primitive, Sample, Thunk, Value, apply, copy
 
@@ -46,6 +48,7 @@ CAST: Primitive = Primitive(
 
 # Sum and broadcast
 
+_add_reduce: Any = np.add.reduce  # what `np.sum` calls after 4 us of its own
 MANY_TERMS = 512  # that float32 may add one by one: at most 512 · 2^-25 = 1.5e-5 off
 
 
@@ -81,7 +84,9 @@ def reduced(shape: tuple[int, ...], axes: tuple[int, ...], keepdims: bool) -> tu
 
 def spread(gy: Value, shape: tuple[int, ...], axes: tuple[int, ...]) -> Any:
     """The result of a reduction over `axes`, broadcast back to the `shape` that was reduced."""
-    return expand(same_elements(gy, reduced(shape, axes, keepdims=True)), shape)
+    if gy.array.ndim:
+        gy = same_elements(gy, reduced(shape, axes, keepdims=True))
+    return expand(gy, shape)
 
 
 def unbroadcast(gx: Value, shape: tuple[int, ...]) -> Any:
@@ -114,12 +119,12 @@ def infer_reduction(name: str, empty: bool = True) -> Callable[..., Sequence[Spe
 def add_up(x: Array, axes: tuple[int, ...], keepdims: bool, out: Array | None = None) -> Array:
     """The sum over axes, in float64 in between where float32 would add many terms one by one."""
     if x.dtype == np.float32 and _rows(x, axes) > MANY_TERMS:
-        wide = np.sum(x, axes, np.float64, keepdims=keepdims)
+        wide = _add_reduce(x, axes, np.float64, keepdims=keepdims)
         if out is None:
             return np.asarray(wide, np.float32)
         np.copyto(out, wide, casting="same_kind")
         return out
-    total: Array = np.sum(x, axes, keepdims=keepdims, out=out)
+    total: Array = _add_reduce(x, axes, None, out, keepdims)
     return total
 
 
@@ -385,7 +390,19 @@ def _matmul_infer(a: Array, b: Array, ta: bool, tb: bool) -> Sequence[Spec]:
 
 
 def _matmul_kernel(outs: Sequence[Array], a: Array, b: Array, ta: bool, tb: bool) -> None:
-    np.matmul(a.mT if ta else a, b.mT if tb else b, out=outs[0])
+    a, b = a.mT if ta else a, b.mT if tb else b
+    compiled = _compiled_product()
+    if compiled is None or not compiled(outs[0], a, b):
+        np.matmul(a, b, out=outs[0])
+
+
+@functools.cache
+def _compiled_product() -> Callable[[Array, Array, Array], bool] | None:
+    if numba() is None:
+        return None
+    from minigan.kernels.product import matmul  # here, because it imports Numba
+
+    return matmul
 
 
 def _matmul_vjp(gy: Value, y: Value, a: Value, b: Value, ta: bool, tb: bool) -> Sequence[Thunk]:

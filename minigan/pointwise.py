@@ -1,5 +1,6 @@
 """A scalar formula and its derivative rule become a primitive with broadcasting, samples and costs."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -30,6 +31,7 @@ PAIRS = (((2, 3), (2, 3)), ((2, 3), (3,)), ((2, 3), (2, 1)), ((3, 1), (1, 4)), (
 TRIPLES = (((2, 3), (2, 3), (2, 3)), ((2, 3), (3,), ()), ((2, 1), (1, 3), (2, 3)))
 
 
+@functools.lru_cache(maxsize=1024)  # NumPy takes longer to find the shape than to add two small arrays
 def broadcast(name: str, *shapes: tuple[int, ...]) -> tuple[int, ...]:
     """The shape that `shapes` broadcast to; `ShapeError` names the axis that does not fit."""
     try:

@@ -17,6 +17,7 @@ MODULES = (
     "minigan.tape",
     "minigan.linear",
     "minigan.tensor",
+    "minigan.ops.product",
     "minigan.ops.elementwise",
     "minigan.ops.reduce",
     "minigan.ops.shape",

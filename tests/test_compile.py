@@ -236,9 +236,17 @@ def test_an_interrupted_step_is_made_or_not(where, options, plain, monkeypatch):
         at = data.at
         monkeypatch.setattr(data, "at", lambda k: (interrupt(), at(k))[1])
     if where == "machine":  # a signal that comes while compiled code runs is raised when it returns
-        program = step.program
-        run = program._run_steps
-        monkeypatch.setattr(program, "_run_steps", lambda: (run(), os.kill(os.getpid(), signal.SIGINT))[0])
+        program, left = step.program, [signal.SIGINT]
+        where_, name = (program, "_call") if options else (program._built.machine, "run")
+        run = getattr(where_, name)
+
+        def signalled(*given):
+            result = run(*given)
+            if left:
+                os.kill(os.getpid(), left.pop())
+            return result
+
+        monkeypatch.setattr(where_, name, signalled)
     interrupts.append(0)
     with pytest.raises(KeyboardInterrupt):
         step(data)

@@ -231,7 +231,7 @@ def test_memory_does_not_grow_without_the_garbage_collector(steps: int) -> None:
     gc.collect()
     gc.disable()
     try:
-        for _ in range(300):  # until Python's free lists are full
+        for _ in range(800):  # until the free lists of Python and NumPy are full
             gan_like_step()
         before = sys.getallocatedblocks(), resident()
         for _ in range(steps):

@@ -15,7 +15,7 @@ from minigan import linear as linear_ops, losses, models, nn, penalties
 from minigan.errors import CheckpointError, ConfigError, ShapeError
 from minigan.game import Game
 from minigan.nn.module import ASSIGN
-from minigan.ops import Stream
+from minigan.ops import Stream, product
 from minigan.optim import SGD, Adam, linear
 from minigan.tape import Primitive, apply, same_spec
 
@@ -196,6 +196,7 @@ def products(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     counting = dataclasses.replace(matmul, kernel=kernel)
     monkeypatch.setattr(linear_ops, "MATMUL", counting)
     monkeypatch.setattr(sys.modules["minigan.tensor"], "MATMUL", counting)  # `mg.tensor` is the function
+    monkeypatch.setattr(product, "MATMUL", counting)
     return shapes
 
 

@@ -99,6 +99,16 @@ def test_dense_is_a_product_and_a_sum() -> None:
         nn.Dense(0, 2, stream=STREAM)
 
 
+def test_an_affine_map_has_the_bits_of_a_product_and_a_sum() -> None:
+    x, w, b = (STREAM.normal(shape) for shape in ((5, 40), (40, 70), (70,)))
+    one, two = mg.ops.affine(x, w, b), x @ w + b
+    np.testing.assert_array_equal(one.numpy(), two.numpy())
+    for mine, composed in zip(*(mg.grad((y * y).sum(), [x, w, b]) for y in (one, two)), strict=True):
+        np.testing.assert_array_equal(mine.numpy(), composed.numpy())
+    with pytest.raises(ShapeError, match="sizes \\[3, 70\\]"):
+        mg.ops.affine(x, w, mg.tensor(np.ones(3, np.float32)))
+
+
 def test_activations_are_the_functions_of_ops() -> None:
     x = mg.tensor(np.linspace(-3, 3, 7))
     for name in ("relu", "leaky_relu", "elu", "gelu", "silu", "tanh", "sigmoid", "softplus"):

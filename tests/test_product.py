@@ -231,3 +231,20 @@ def test_the_better_split() -> None:
     assert product.best_split(512, 1, 128, True, 2) == 0
     assert product.best_split(1024, product.quantum("float32")[1], 128, True, 2) == 0
     assert product.best_split(8, 784, 128, True, 2) == 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_outside_of_a_program_small_products_are_taken(dtype: str) -> None:
+    draw = np.random.default_rng(0)
+    for m, k, n in [(5, 40, 70), (1, 1, 1), (3, 0, 2), (0, 2, 3), (64, 784, 1)]:
+        a, b = draw.standard_normal((m, k)).astype(dtype), draw.standard_normal((k, n)).astype(dtype)
+        expected = np.full((m, n), GUARD, dtype)
+        multiply(a, b, expected)
+        for left, right in itertools.product((a, np.asfortranarray(a)), (b, np.asfortranarray(b))):
+            c = np.full((m, n), GUARD, dtype)
+            assert product.matmul(c, left, right)
+            np.testing.assert_allclose(c, expected, rtol=1e-4 if dtype == "float32" else 1e-12, atol=1e-4)
+    stack = np.ones((2, 3, 3), dtype)
+    assert not product.matmul(stack.copy(), stack, stack)
+    row = np.broadcast_to(stack[0, :1, :1], (1, product.LARGEST + 1))
+    assert not product.matmul(np.ones((1, 1), dtype), row, row.T)

@@ -264,6 +264,8 @@ def _scattered(a: np.ndarray) -> np.ndarray:
 
 FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any], tuple[Any, ...], int]] = {
     "absolute": (ops.absolute, np.abs, (A,), 2),
+    "affine": (ops.affine, lambda x, w, b: x @ w + b, (A, SQUARE, ROW), 2),
+    "affine of a stack": (ops.affine, lambda x, w, b: x @ w + b, (STACK, SQUARE, ROW), 2),
     "all_finite": (lambda *xs: ops.all_finite(xs), lambda *xs: np.bool_(True), (A, ROW), 0),
     "all_finite of NaN": (
         lambda *xs: ops.all_finite(xs),

@@ -41,9 +41,9 @@ OPEN, FIRST, LAST, PARTS, ROWS, MODE = 0, 8, 16, 24, 32, 40
 DONE = 128
 STOP, YIELD, SLEEP, NAP = 256, 264, 272, 280
 POOL_BYTES = 384
-# Words of a machine's head: whether a check failed, the addresses of its lists of rows and of phases, and the block of
-# a pool without workers, for runs without help.
-FAILED, ROW_LIST, PHASE_LIST, OWN_POOL = 0, 8, 16, 24
+# Words of a machine's head: whether a check failed, the addresses of its lists of rows and of phases, how many runs
+# have come to their end, and the block of a pool without workers, for runs without help.
+FAILED, ROW_LIST, PHASE_LIST, FINISHED, OWN_POOL = 0, 8, 16, 24, 32
 MACHINE_BYTES = OWN_POOL + POOL_BYTES
 PHASE_BYTES = 24  # first row, last row + 1, parts
 
@@ -243,7 +243,7 @@ def run_phases(machine: int, begin: int, end: int, pool: int, runner: int) -> No
     rows = load(machine + ROW_LIST)
     for k in range(begin, end):
         if load(machine + FAILED):
-            return
+            break
         phase = load(machine + PHASE_LIST) + PHASE_BYTES * k
         first, last, parts = load(phase), load(phase + 8), load(phase + 16)
         if parts > 1:
@@ -262,6 +262,7 @@ def run_phases(machine: int, begin: int, end: int, pool: int, runner: int) -> No
             while load(pool + DONE) != parts:
                 _wait(pool, waited)
                 waited += 1
+    store(machine + FINISHED, load(machine + FINISHED) + 1)
 
 
 @_inline

@@ -210,7 +210,7 @@ def arrange(shape: tuple[int, ...], arrays: Sequence[Array]) -> tuple[str, list[
             layout += "s"
         else:
             return _rows_and_columns(shape, arrays)
-        flat.append(array if array.ndim == 1 else array.reshape(-1))
+        flat.append(array.ravel())
     return layout, flat, -1
 
 

@@ -114,6 +114,7 @@ class Machine:
         self._head = np.zeros(interpreter.MACHINE_BYTES // 8, np.int64)
         self._head[interpreter.ROW_LIST // 8] = self._rows.ctypes.data
         self._head[interpreter.PHASE_LIST // 8] = self._phases.ctypes.data
+        self._finished = interpreter.FINISHED // 8
         self.fail_address = self._address = self._head.ctypes.data  # the head's first word
         self._alone = self._address + interpreter.OWN_POOL
         self._part = _interpreter("run_part(row, i0, i1, j0, j1)")
@@ -144,7 +145,17 @@ class Machine:
             finally:
                 if pool:
                     self._workers.release()
-            return not self._head[0]
+            return not self.failed
+
+    @property
+    def finished(self) -> int:
+        """How many runs have come to their end: tells whether one had that was interrupted about then."""
+        return int(self._head[self._finished])
+
+    @property
+    def failed(self) -> bool:
+        """Whether a check has failed since phase 0."""
+        return bool(self._head[0])
 
     def run_row(self, k: int) -> None:
         """Run row `k`, whole, in this thread."""

@@ -47,8 +47,7 @@ class Dense(Module):
 
     def __call__(self, x: Tensor, *, train: bool = False, random: Stream | None = None) -> Tensor:
         """x W + b."""
-        y = x @ self.weight
-        return y if self.bias is None else y + self.bias
+        return x @ self.weight if self.bias is None else ops.affine(x, self.weight, self.bias)
 
 
 class Sequential(Module):

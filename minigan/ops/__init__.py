@@ -27,6 +27,9 @@ from minigan.ops.elementwise import (
 from minigan.ops.loss import (
     sigmoid_cross_entropy as sigmoid_cross_entropy,
 )
+from minigan.ops.product import (
+    affine as affine,
+)
 from minigan.ops.random import (
     Stream as Stream,
     dropout as dropout,

@@ -215,8 +215,15 @@ def tanh(x: TensorLike) -> Tensor:
     return apply(_tanh, lift(x))  # type: ignore[no-any-return]
 
 
-# 1 - y would lose everything where y rounds to 1; sigmoid(-x) keeps its relative precision there.
-@pointwise(lambda gy, y, x: (lambda: gy * y * sigmoid(-x),))
+# σ(x) σ(-x) in one loop: 1 - σ(x) would lose everything where σ(x) rounds to 1, and this form keeps its relative
+# precision there.
+@pointwise(lambda gy, y, x: (lambda: gy * y * tanh(x * 0.5) * -1.0,))
+def _sigmoid_slope(x: Any) -> Any:
+    tail = fm.exp(-fm.absolute(x))
+    return tail / ((1.0 + tail) * (1.0 + tail))
+
+
+@pointwise(lambda gy, y, x: (lambda: gy * apply(_sigmoid_slope, x),))
 def _sigmoid(x: Any) -> Any:
     tail = fm.exp(-fm.absolute(x))
     return fm.where(x >= 0, 1.0, tail) / (1.0 + tail)

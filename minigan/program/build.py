@@ -74,7 +74,7 @@ class Built(NamedTuple):
     table: Array
     arena: Array
     offsets: dict[Any, int]  # where in the arena each result is
-    number_words: list[tuple[int, int]]  # words of the table that are numbers worked out anew: (word, number)
+    numbers: Array  # float64, those that are worked out anew in every run
     input_words: list[
         tuple[int, Buffer, int]
     ]  # words that are addresses in an argument: (word, buffer, offset)
@@ -107,6 +107,7 @@ class Builder:
 
     def __init__(self, recorder: Recorder, outputs: Sequence[Ref], options: Options) -> None:
         self.options, self.outputs = options, outputs
+        self.numbers = np.array(recorder.numbers, np.float64)
         self.compiled = options.fuse and launch.numba() is not None and launch.may_build()
         calls = needed_calls(recorder.calls, outputs)
         flags: list[Buffer] = []
@@ -181,7 +182,6 @@ class Builder:
     def build(self) -> Built:
         """Compile the kernels and write the table."""
         self.table: list[int] = []
-        self.number_words: list[tuple[int, int]] = []
         self.input_words: list[tuple[int, Buffer, int]] = []
         self.fail_words: list[int] = []
         self.behind_words: list[tuple[int, int]] = []  # words with the address of another row: (word, row)
@@ -229,7 +229,7 @@ class Builder:
             table,
             self.arena,
             self.offsets,
-            self.number_words,
+            self.numbers,
             self.input_words,
             copied,
             self.dead,
@@ -309,9 +309,8 @@ class Builder:
             elif isinstance(word, Scratch):
                 self.table.append(self.base + self.offsets[node, k])
             elif isinstance(word, float):
-                if isinstance(word, Slot):
-                    self.number_words.append((len(self.table), word.index))
-                self.table.append(as_word(word))
+                number = address(self.numbers) + 8 * word.index if isinstance(word, Slot) else as_word(word)
+                self.table.append(number)
             else:
                 self.table.append(word)
         return start

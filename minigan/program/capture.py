@@ -90,10 +90,10 @@ class Call:
 
 
 class Hosted(NamedTuple):
-    """A function that every run calls before it computes, and where its numbers and arrays go."""
+    """A function that every run calls before it computes, the place of its first number, and its arrays."""
 
     function: Callable[[], Any]
-    numbers: list[int]
+    first: int
     arrays: list[Array]
 
 
@@ -147,7 +147,7 @@ class Recorder:
 
     def host(self, function: Callable[[], Any], value: Any) -> Any:
         """Note a function, and give slots in place of its numbers."""
-        hosted = Hosted(function, [], [])
+        hosted = Hosted(function, len(self.numbers), [])
         self.hosts.append(hosted)
         return self._stand_in(value, hosted)
 
@@ -216,7 +216,6 @@ class Recorder:
             slot = Slot(value)
             slot.index = len(self.numbers)
             self.numbers.append(float(value))
-            hosted.numbers.append(slot.index)
             return slot
         if isinstance(value, np.ndarray):
             own = np.array(value, order="C")

@@ -15,6 +15,7 @@ from minigan.linear import CAST, MANY_TERMS, MEAN
 from minigan.ops.reduce import NORM
 from minigan.program.capture import Buffer, Ref
 from minigan.program.fuse import Access, Node, Walk, sum_kind
+from minigan.trace import Slot
 
 FIRST = 5  # the first word that is a kernel's own
 
@@ -154,7 +155,10 @@ def _values(writer: _Writer, walk: Walk, k: int, names: Sequence[str]) -> list[s
         for attribute in formula.attributes:
             value = walk.call.attributes[attribute]
             given[attribute] = f"{attribute}_{k}"
-            writer.once.append(f"{attribute}_{k} = {dtype}(real(row, {writer.word(_number(value))}))")
+            number = f"row, {writer.word(_number(value))}"
+            if isinstance(value, Slot):  # the word is the number's address
+                number = f"word({number}), 0"
+            writer.once.append(f"{attribute}_{k} = {dtype}(real({number}))")
         lines, expressions, called = formula.inlined(dtype, given, f"t{k}_")
         writer.each += lines
         writer.called |= called

@@ -1,11 +1,9 @@
 """Running a captured step again, and `compile`, which captures a step for each kind of arguments it meets."""
 
 import functools
-import signal
 import threading
 import types
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,18 +37,15 @@ class Program:
         self._hosts, self._restores = recorder.hosts, recorder.restores
         self._worked_out = len(self._hosts)  # the capturing run has
         self._made = recorder.made_and_changed()
-        self._numbers = np.array(recorder.numbers)
+        self._numbers = self._built.numbers
         self._changed = [tensor.share() for tensor in recorder.changed.values()]  # their storages
         self._inputs = {b.number: b for b in recorder.buffers if b.kind == "input"}
         self._own = [b.array for b in self._inputs.values() if b.array is not None]
         built = self._built
-        self._number_words = np.array([word for word, _ in built.number_words], np.int64)
-        self._number_of_word = np.array([number for _, number in built.number_words], np.int64)
-        self._reals = built.table.view(np.float64)
         written = [b.array for b in recorder.buffers if b in built.written and b.array is not None]
         self._written = [(address(x), address(x) + x.nbytes) for x in (built.arena, *written)]
         self._lowest, self._highest = min(self._written)[0], max(end for _, end in self._written)
-        self.interrupted: list[int] = []  # the signals that came while it ran
+        self.interrupted = False  # while it ran
         self._words: dict[int, list[tuple[int, int]]] = {}
         for word, buffer, offset in built.input_words:
             self._words.setdefault(buffer.number, []).append((word, offset))
@@ -79,7 +74,7 @@ class Program:
             if value is None:
                 continue
             numbers, arrays = floats_and_arrays(value)
-            self._numbers[hosted.numbers] = numbers
+            self._numbers[hosted.first : hosted.first + len(numbers)] = numbers
             for own, array in zip(hosted.arrays, arrays, strict=True):
                 if own.shape != array.shape or own.dtype != array.dtype:
                     raise GraphError(
@@ -101,15 +96,14 @@ class Program:
                 start = address(own)
             for word, offset in self._words.get(number, ()):
                 self._built.table[word] = start + offset
-        self._reals[self._number_words] = self._numbers[self._number_of_word]
-        self._built.flags[:] = 1
+        if self._built.flags.size:
+            self._built.flags[:] = 1
         for array, first in self._made:
             np.copyto(array, first)
         self._rows_done = 0
-        fine = False
+        fine = self.interrupted = False
         try:
-            with held_back() as self.interrupted:
-                fine = self._run_steps()
+            fine = self._run_steps()
         finally:
             for storage in self._changed:
                 storage.version += 1
@@ -131,18 +125,31 @@ class Program:
                 np.copyto(original, before)
 
     def _run_steps(self) -> bool:
-        machine = self._built.machine
-        for moment, step in enumerate(self._built.steps):
-            if isinstance(step, PythonCall):
-                if not self._call(step):
-                    return False
-            elif not machine.run(*step):
+        """Run all steps; an interruption waits for the last, since what is changed half could not all be put back."""
+        built = self._built
+        for moment, step in enumerate(built.steps):
+            begun = built.machine.finished if built.machine else 0
+            try:
+                fine = self._call(step) if isinstance(step, PythonCall) else built.machine.run(*step)
+            except KeyboardInterrupt:
+                self.interrupted = True
+                fine = self._once_more(step, begun)
+            if not fine:
                 return False
-            self._rows_done = self._built.rows_until[moment]
+            self._rows_done = built.rows_until[moment]
             if self.options.poison:
-                for start, end in self._built.dead[moment]:
-                    self._built.arena[start:end] = 0xFF  # NaN, whichever float it is read as
+                for start, end in built.dead[moment]:
+                    built.arena[start:end] = 0xFF  # NaN, whichever float it is read as
         return True
+
+    def _once_more(self, step: Any, begun: int) -> bool:
+        """Make sure that a step which was interrupted is made, once."""
+        if isinstance(step, PythonCall):
+            if step.call.primitive.donates:
+                raise KeyboardInterrupt
+            return self._call(step)
+        machine = self._built.machine
+        return machine.run(*step) if machine.finished == begun else not machine.failed
 
     def _call(self, step: PythonCall) -> bool:
         call = step.call
@@ -166,23 +173,6 @@ class Program:
             for after, restore in reversed(self._restores):
                 if self._worked_out >= after:  # else this run has not come to what it undoes
                     restore()
-
-
-@contextmanager
-def held_back() -> Iterator[list[int]]:
-    """Let no `KeyboardInterrupt` be raised in the block, in which tensors change; gives the signals that came."""
-    came: list[int] = []
-    try:
-        holds = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        if holds:
-            signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
-    except ValueError:  # not in the main thread, which is the one that is interrupted
-        holds = False
-    try:
-        yield came
-    finally:
-        if holds:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Compiled:
@@ -212,10 +202,11 @@ class Compiled:
         if state.recorder is not None:  # within another step that is being captured
             return self.function(*arguments, **named)
         leaves = _Leaves()
-        form = leaves.take((arguments, named))
+        form = leaves.arrays_only(arguments) if not named else None
+        form = form or leaves.take((arguments, named))
         with self._lock:
             options = self._options or _default_options(_threads())
-            key = form, leaves.kinds, options, state.recording, tuple(map(_identity, leaves.others))
+            key: Any = form, leaves.kinds, options, state.recording, tuple(map(_identity, leaves.others))
             entry = self._programs.get(key)
             if entry is None:
                 entry = self._capture(leaves, form, options)
@@ -301,6 +292,16 @@ class _Leaves:
         self.streams: list[Stream] = []
         self.others: list[Any] = []
         self.results = results
+
+    def arrays_only(self, arguments: tuple[Any, ...]) -> Any:
+        """As `take((arguments, {}))`, if all are arrays of floats, which is what most steps take; else `None`."""
+        for x in arguments:
+            array = x.array if type(x) is Tensor else x
+            if type(array) is not np.ndarray or array.dtype not in FLOATS:
+                self.arrays.clear()
+                return None
+            self.arrays.append(array)
+        return tuple, (tuple, *["array"] * len(arguments)), (dict,)
 
     def take(self, value: Any) -> Any:
         """Collect the leaves of `value`; gives its form, which is hashable."""
