@@ -83,4 +83,5 @@ def row(primitive: Primitive) -> Row:
 def formula_text(primitive: Primitive) -> str:
     """A pointwise primitive's formula as one line of Python, statements separated by semicolons."""
     definition: Any = ast.parse(textwrap.dedent(inspect.getsource(primitive.formula.function))).body[0]
-    return "; ".join(ast.unparse(line) for line in definition.body).replace("fm.", "").replace("return ", "")
+    lines = definition.body[ast.get_docstring(definition) is not None :]
+    return "; ".join(ast.unparse(line) for line in lines).replace("fm.", "").replace("return ", "")

@@ -254,7 +254,7 @@ def test_weights_that_overflow_in_the_update_itself_are_never_saved(
     policy: str, save_every: int, tmp_path: Path
 ) -> None:
     # The generator's, which no loss of the same step has seen.
-    far = mg.optim.SGD(lambda step: 1e38 if step == 12 else 1e-3)
+    far = mg.optim.SGD(lambda step: 1e60 if step == 12 else 1e-3)
     gan = small(optimizer=far, discriminator_optimizer=mg.optim.SGD(1e-3))
     with pytest.raises(mg.NonFiniteError, match="diverged"):
         fit(gan, out=tmp_path / "run", save_every=save_every, on_nonfinite=policy, max_faults=7)

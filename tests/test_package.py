@@ -36,6 +36,7 @@ PUBLIC = {
     "__version__",
     "asarray",
     "check_grad",
+    "compile",
     "data",
     "grad",
     "hvp",
@@ -50,6 +51,7 @@ PUBLIC = {
     "optim",
     "penalties",
     "save",
+    "set_threads",
     "tensor",
     "vjp",
 }
