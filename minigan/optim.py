@@ -230,7 +230,8 @@ class Optimizer:
     def rate(self, step: int, scale: float = 1.0) -> float:
         """The learning rate at a step, times `scale`; `ConfigError` for one outside its range."""
         rate = scale * (self.lr(step) if callable(self.lr) else self.lr)
-        self._require(lr=(rate, 0.0, math.inf))
+        if not 0.0 <= rate < math.inf:
+            self._require(lr=(rate, 0.0, math.inf))
         return rate
 
     def init(self, parameters: Mapping[str, Tensor]) -> State:

@@ -40,16 +40,20 @@ class Program:
         self._numbers = self._built.numbers
         self._changed = [tensor.share() for tensor in recorder.changed.values()]  # their storages
         self._inputs = {b.number: b for b in recorder.buffers if b.kind == "input"}
-        self._own = [b.array for b in self._inputs.values() if b.array is not None]
         built = self._built
         written = [b.array for b in recorder.buffers if b in built.written and b.array is not None]
         self._written = [(address(x), address(x) + x.nbytes) for x in (built.arena, *written)]
         self._lowest, self._highest = min(self._written)[0], max(end for _, end in self._written)
         self.interrupted = False  # while it ran
-        self._words: dict[int, list[tuple[int, int]]] = {}
+        words: dict[int, list[tuple[int, int]]] = {}
         for word, buffer, offset in built.input_words:
-            self._words.setdefault(buffer.number, []).append((word, offset))
-        self._copied = {buffer.number for buffer in built.copied}
+            words.setdefault(buffer.number, []).append((word, offset))
+        # Of each argument: memory of its own, whether it is always copied there, and the words with its address.
+        self._arguments = [
+            (b.array, b in built.copied, words.get(number, []))
+            for number, b in self._inputs.items()
+            if b.array is not None
+        ]
         self.flops = sum(call.flops for row in built.rows for call in row.node.calls)
         self.nbytes = built.arena.nbytes
 
@@ -85,17 +89,15 @@ class Program:
 
     def run(self, arguments: Sequence[Array]) -> bool:
         """Run the kernels on these arrays; whether what the step requires held."""
-        for number, own, array in zip(self._inputs, self._own, arguments, strict=True):
-            start = address(array)
-            if (
-                number in self._copied
-                or not (array.flags.c_contiguous and array.flags.aligned)
-                or self._meets_what_is_written(start, start + array.nbytes)
-            ):
+        table = self._built.table
+        for array, (own, copied, words) in zip(arguments, self._arguments, strict=True):
+            start, flags = array.__array_interface__["data"][0], array.flags
+            in_the_way = copied or not (flags.c_contiguous and flags.aligned)
+            if in_the_way or self._meets_what_is_written(start, start + array.nbytes):
                 np.copyto(own, array)
                 start = address(own)
-            for word, offset in self._words.get(number, ()):
-                self._built.table[word] = start + offset
+            for word, offset in words:
+                table[word] = start + offset
         if self._built.flags.size:
             self._built.flags[:] = 1
         for array, first in self._made:
@@ -201,10 +203,12 @@ class Compiled:
         """Make the step; the results have no history."""
         if state.recorder is not None:  # within another step that is being captured
             return self.function(*arguments, **named)
-        leaves = _Leaves()
-        form = leaves.arrays_only(arguments) if not named else None
-        form = form or leaves.take((arguments, named))
         with self._lock:
+            arrays = None if named else self._fitting(arguments)
+            if arrays is not None:
+                return self._replay(self._last, arrays, (), arguments, named)  # type: ignore[arg-type]
+            leaves = _Leaves()
+            form = leaves.take((arguments, named))
             options = self._options or _default_options(_threads())
             key: Any = form, leaves.kinds, options, state.recording, tuple(map(_identity, leaves.others))
             entry = self._programs.get(key)
@@ -216,27 +220,48 @@ class Compiled:
                         f"{_name(self.function)} was captured for {MANY_PROGRAMS} kinds of arguments, the last: {key}."
                         " Numbers that change from call to call are captured anew: pass them as arrays"
                     )
-                captured = True
-            else:
-                captured = False
             self._last = entry
-            return self._replay(entry, leaves, arguments, named, captured)
+            return self._replay(entry, leaves.arrays, leaves.streams, arguments, named)
+
+    def _fitting(self, arguments: tuple[Any, ...]) -> list[Array] | None:
+        """The arrays that the arguments are, if the last program is for such and for nothing else.
+
+        Found with as little Python as can be: what a step evicts from the caches is slow when it is run again.
+        """
+        last = self._last
+        if last is None or last.kinds is None or len(arguments) != len(last.kinds):
+            return None
+        if last.recording != state.recording or (
+            self._options is None and last.program.options.threads != _threads()
+        ):
+            return None
+        arrays = []
+        for x, (shape, dtype) in zip(arguments, last.kinds, strict=True):
+            array = x.array if type(x) is Tensor else x
+            if type(array) is not np.ndarray or array.dtype is not dtype or array.shape != shape:
+                return None
+            arrays.append(array)
+        return arrays
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         """A compiled function in a class is a method."""
         return self if instance is None else types.MethodType(self, instance)
 
-    def _replay(self, entry: "_Entry", leaves: "_Leaves", arguments: Any, named: Any, captured: bool) -> Any:
+    def _replay(
+        self, entry: "_Entry", arrays: list[Array], streams: Sequence[Stream], arguments: Any, named: Any
+    ) -> Any:
         program = entry.program
-        drawn = [stream.place for stream in leaves.streams]
+        drawn = [stream.place for stream in streams]
         try:
-            if not captured:  # the capturing run has worked out the numbers of this run
-                for own, stream in zip(entry.streams, leaves.streams, strict=True):
+            if entry.captured:  # the capturing run has worked out the numbers of this run
+                entry.captured = False
+            else:
+                for own, stream in zip(entry.streams, streams, strict=True):
                     own.place = stream.place
                 program.work_out()
-            for own, stream in zip(entry.streams, leaves.streams, strict=True):
+            for own, stream in zip(entry.streams, streams, strict=True):
                 stream.place = own.place
-            fine = program.run(leaves.arrays)
+            fine = program.run(arrays)
         except BaseException:
             program.restore()
             raise
@@ -246,7 +271,7 @@ class Compiled:
             return entry.give(self.copy)
         # Something required did not hold. The same step without a recorder says what, or is the step.
         program.restore()
-        for stream, place in zip(leaves.streams, drawn, strict=True):
+        for stream, place in zip(streams, drawn, strict=True):
             stream.place = place
         return _detached(self.function(*arguments, **named))
 
@@ -268,20 +293,38 @@ class Compiled:
             outputs = [recorder.ref(x) for x in found.arrays]
         finally:
             recorder.undo()
-        return _Entry(Program(recorder, outputs, options), streams, result_form, found.others, leaves.others)
+        program = Program(recorder, outputs, options)
+        only_arrays = form == (tuple, (tuple, *["array"] * len(leaves.arrays)), (dict,))
+        return _Entry(program, streams, result_form, found.others, leaves, only_arrays)
 
 
 class _Entry:
-    """A program with what the function returned besides arrays, and objects whose identity is part of the key."""
+    """A program with what the function returned besides arrays.
+
+    Attributes:
+        kinds: shapes and dtypes of the arguments, if they are arrays one by one.
+        recording: whether results have a history within the step.
+        captured: whether it has just been captured, and not run yet.
+    """
 
     def __init__(
-        self, program: Program, streams: list[Stream], form: Any, others: list[Any], held: list[Any]
+        self,
+        program: Program,
+        streams: list[Stream],
+        form: Any,
+        others: list[Any],
+        leaves: "_Leaves",
+        only_arrays: bool,
     ) -> None:
-        self.program, self.streams, self.form, self.others, self.held = program, streams, form, others, held
+        self.program, self.streams, self.form, self.others = program, streams, form, others
+        self.recording, self.captured = state.recording, True
+        self._held = leaves.others  # objects whose identity is part of the key
+        self.kinds = leaves.kinds if only_arrays else None
 
     def give(self, copy: bool) -> Any:
-        tensors = (Tensor(x.copy() if copy else x) for x in self.program.results())
-        return _rebuild(self.form, tensors, iter(()), iter(self.others))
+        """The results of a run."""
+        tensors = [Tensor(x.copy() if copy else x) for x in self.program.results()]
+        return _rebuild(self.form, iter(tensors), iter(()), iter(self.others))
 
 
 class _Leaves:
@@ -292,16 +335,6 @@ class _Leaves:
         self.streams: list[Stream] = []
         self.others: list[Any] = []
         self.results = results
-
-    def arrays_only(self, arguments: tuple[Any, ...]) -> Any:
-        """As `take((arguments, {}))`, if all are arrays of floats, which is what most steps take; else `None`."""
-        for x in arguments:
-            array = x.array if type(x) is Tensor else x
-            if type(array) is not np.ndarray or array.dtype not in FLOATS:
-                self.arrays.clear()
-                return None
-            self.arrays.append(array)
-        return tuple, (tuple, *["array"] * len(arguments)), (dict,)
 
     def take(self, value: Any) -> Any:
         """Collect the leaves of `value`; gives its form, which is hashable."""
