@@ -235,7 +235,6 @@ def plot(results: Results, path: str) -> None:
                 label = f"{value:.2f}" if value < 10 else f"{value:.0f}"
                 axis.text(place, value * 1.04, label, ha="center", fontsize=6, rotation=90)
         axis.axhline(1.0, color="black", linewidth=0.8)
-        axis.set_yscale("log")
         axis.margins(y=0.15)
         axis.set_xticks(range(len(here)), [group[0].scenario for group in here])
         axis.set_ylabel("time of a step / fastest peer")

@@ -43,6 +43,7 @@ def rows_of(contestants: list[Contestant], *names: str) -> dict[str, Row]:
         one.close()
 
 
+@pytest.mark.slow  # `.ci/run` does it
 def test_quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = {"json": tmp_path / "a.json", "markdown": tmp_path / "a.md", "plot": tmp_path / "a.png"}
     options = [part for name, path in files.items() for part in (f"--{name}", path)]
