@@ -115,10 +115,7 @@ class Builder:
             calls, flags = part_by_part(calls, recorder.temporary)
         calls, self.backups = with_backups(calls, recorder.temporary)
         nodes = fuse(calls) if self.compiled else unfused(calls)
-        self.readers: dict[Buffer, int] = {}
-        for node in nodes:
-            for buffer in node.reads:
-                self.readers[buffer] = self.readers.get(buffer, 0) + 1
+        self.read = {buffer for node in nodes for buffer in node.reads}
         self.flags = flags
         self.kept = {x.buffer for x in outputs} | {backup.copy.buffer for backup in self.backups}
         self.kept |= {call.inputs[0].buffer for call in calls if call.primitive is REQUIRE}
@@ -131,7 +128,7 @@ class Builder:
         self._place()
 
     def _is_read(self, buffer: Buffer) -> bool:
-        return buffer in self.kept or buffer in self.readers
+        return buffer in self.kept or buffer in self.read
 
     def _is_stored(self, buffer: Buffer) -> bool:
         return self._is_read(buffer) or buffer in self.python_outs or buffer in self.product_outs
