@@ -212,6 +212,7 @@ class Optimizer:
 
     names: ClassVar[tuple[str, ...]]  # of the slots
     rule: ClassVar[Primitive]
+    varying: ClassVar[tuple[str, ...]] = ("rate", "decay")  # the rule's attributes that `_numbers` gives
 
     def __post_init__(self) -> None:
         self._require(weight_decay=(self.weight_decay, 0.0, math.inf))
@@ -223,9 +224,13 @@ class Optimizer:
     def _require(self, **settings: tuple[float, float, float]) -> None:
         _within(type(self).__name__, **settings)
 
-    def _attributes(self, rate: float, t: int) -> dict[str, float]:
-        """The numbers that the update number `t`, from 1, uses for all parameters."""
-        return {"rate": rate, "decay": rate * self.weight_decay}
+    def _numbers(self, rate: float, t: int) -> tuple[float, ...]:
+        """What varies in the update number `t`, from 1: Python in every run of a compiled step, so in few lines."""
+        return rate, rate * self.weight_decay
+
+    def _constants(self) -> dict[str, float]:
+        """The other attributes of the rule."""
+        return {}
 
     def rate(self, step: int, scale: float = 1.0) -> float:
         """The learning rate at a step, times `scale`; `ConfigError` for one outside its range."""
@@ -263,7 +268,8 @@ class Optimizer:
             have, want = ([f"{x.dtype} {x.shape}" for x in xs] for xs in (gradients, parameters.values()))
             raise ShapeError(f"{type(self).__name__}: gradients {have} do not fit parameters {want}")
         of_update = rate or (lambda: self.rate(state.step))
-        attributes = host(lambda: self._attributes(of_update(), state.step + 1))
+        numbers = host(lambda: self._numbers(of_update(), state.step + 1))
+        attributes = dict(zip(self.varying, numbers, strict=True)) | self._constants()
         if self.clip_norm is not None:
             gradients = clip_by_global_norm(gradients, self.clip_norm)
         slots = list(state.slots.values())
@@ -298,13 +304,9 @@ class SGD(Optimizer):
         super().__post_init__()
         self._require(momentum=(self.momentum, 0.0, 1.0))
 
-    def _attributes(self, rate: float, t: int) -> dict[str, float]:
+    def _constants(self) -> dict[str, float]:
         of_gradient, of_velocity = (1.0, self.momentum) if self.nesterov else (0.0, 1.0)
-        return super()._attributes(rate, t) | {
-            "momentum": self.momentum,
-            "of_gradient": of_gradient,
-            "of_velocity": of_velocity,
-        }
+        return {"momentum": self.momentum, "of_gradient": of_gradient, "of_velocity": of_velocity}
 
 
 @dataclass(frozen=True, eq=False)
@@ -330,8 +332,8 @@ class RMSProp(Optimizer):
         super().__post_init__()
         self._require(decay=(self.decay, 0.0, 1.0), eps=(self.eps, SMALLEST, math.inf))
 
-    def _attributes(self, rate: float, t: int) -> dict[str, float]:
-        return super()._attributes(rate, t) | {"new": 1.0 - self.decay, "eps": self.eps}
+    def _constants(self) -> dict[str, float]:
+        return {"new": 1.0 - self.decay, "eps": self.eps}
 
 
 @dataclass(frozen=True, eq=False)
@@ -355,19 +357,17 @@ class Adam(Optimizer):
 
     names = ("m", "v")
     rule = _adam
+    varying = ("rate", "decay", "unbias")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require(b1=(self.b1, 0.0, 1.0), b2=(self.b2, 0.0, 1.0), eps=(self.eps, SMALLEST, math.inf))
 
-    def _attributes(self, rate: float, t: int) -> dict[str, float]:
-        return super()._attributes(rate, t) | {
-            "rate": rate / (1.0 - self.b1**t),
-            "new_m": 1.0 - self.b1,
-            "new_v": 1.0 - self.b2,
-            "unbias": 1.0 / (1.0 - self.b2**t),
-            "eps": self.eps,
-        }
+    def _numbers(self, rate: float, t: int) -> tuple[float, ...]:
+        return rate / (1.0 - self.b1**t), rate * self.weight_decay, 1.0 / (1.0 - self.b2**t)
+
+    def _constants(self) -> dict[str, float]:
+        return {"new_m": 1.0 - self.b1, "new_v": 1.0 - self.b2, "eps": self.eps}
 
 
 def clip_by_global_norm(gradients: Sequence[Tensor], limit: float) -> list[Tensor]:

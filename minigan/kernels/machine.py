@@ -111,15 +111,18 @@ class Machine:
         self._count, self._parts = len(phases), max((parts for _, _, parts in phases), default=1)
         self._rows = np.array(rows, np.int64) * 8 + table.ctypes.data
         self._phases = np.array(phases, np.int64)
-        self._head = np.zeros(interpreter.MACHINE_BYTES // 8, np.int64)
+        # A memoryview, because NumPy takes ten times as long to read or write one word.
+        self._memory = np.zeros(interpreter.MACHINE_BYTES // 8, np.int64)
+        self._head = self._memory.data
         self._head[interpreter.ROW_LIST // 8] = self._rows.ctypes.data
         self._head[interpreter.PHASE_LIST // 8] = self._phases.ctypes.data
         self._finished = interpreter.FINISHED // 8
-        self.fail_address = self._address = self._head.ctypes.data  # the head's first word
+        self.fail_address = self._address = self._memory.ctypes.data  # the head's first word
         self._alone = self._address + interpreter.OWN_POOL
         self._part = _interpreter("run_part(row, i0, i1, j0, j1)")
         self._serve = _interpreter("serve(row, i0, i1)")
         self._run = _interpreter("run_phases(row, i0, i1, j0, j1)").function.ctypes
+        self._part_address = self._part.address
         self._lock, self._torn = threading.RLock(), False
         _machines.add(self)
 
@@ -139,23 +142,23 @@ class Machine:
                 self._head[0] = 0
             # A worker's own part is a bit of a word.
             size = min(threads(), MOST_PARTS) - 1
-            pool = self._workers.acquire(size, self._parts - 1, self._serve, self._part)
+            pool = size and self._workers.acquire(size, self._parts - 1, self._serve, self._part)
             try:
-                self._run(self._address, begin, end, pool or self._alone, self._part.address)
+                self._run(self._address, begin, end, pool or self._alone, self._part_address)
             finally:
                 if pool:
                     self._workers.release()
-            return not self.failed
+            return self._head[0] == 0
 
     @property
     def finished(self) -> int:
         """How many runs have come to their end: tells whether one had that was interrupted about then."""
-        return int(self._head[self._finished])
+        return self._head[self._finished]
 
     @property
     def failed(self) -> bool:
         """Whether a check has failed since phase 0."""
-        return bool(self._head[0])
+        return self._head[0] != 0
 
     def run_row(self, k: int) -> None:
         """Run row `k`, whole, in this thread."""

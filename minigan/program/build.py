@@ -1,7 +1,6 @@
 """A captured step made ready to run: kernels for its nodes, memory for its results, and the machine's table.
 
-Every address in the table is of memory that the program holds. They are written in one place, `Builder.table`, except
-those of arguments, which `replay` writes anew in every run.
+Every address in the table is of memory that the program holds, and all are written in one place, `Builder.build`.
 """
 
 from collections.abc import Sequence
@@ -75,14 +74,7 @@ class Built(NamedTuple):
     arena: Array
     offsets: dict[Any, int]  # where in the arena each result is
     numbers: Array  # float64, those that are worked out anew in every run
-    input_words: list[
-        tuple[int, Buffer, int]
-    ]  # words that are addresses in an argument: (word, buffer, offset)
-    copied: set[
-        Buffer
-    ]  # arguments that have to be copied: arrays of Python calls, or results, lie over their memory
     dead: list[list[tuple[int, int]]]  # per moment, the parts of the arena not needed any more
-    written: set[Buffer]  # memory from outside that it changes
     flags: Array  # bytes of the arena that are 1 at the beginning of a run
     checks: list[tuple[int, Array]]  # rows at which a run may end, and what they look at
     backups: list[tuple[int, Array, Array]]  # rows that overwrite, what they overwrite, and the copy of it
@@ -179,14 +171,12 @@ class Builder:
     def build(self) -> Built:
         """Compile the kernels and write the table."""
         self.table: list[int] = []
-        self.input_words: list[tuple[int, Buffer, int]] = []
         self.fail_words: list[int] = []
         self.behind_words: list[tuple[int, int]] = []  # words with the address of another row: (word, row)
         rows: list[Row] = []
         row_words: list[int] = []
         phases: list[tuple[int, int, int]] = []
         steps: list[Any] = []
-        copied = {x.buffer for x in self.outputs if x.buffer.kind == "input"}
         rows_until: list[int] = []
         row_count = 0
         for number, step in enumerate(self.schedule):
@@ -195,7 +185,6 @@ class Builder:
                 (node,) = step.nodes
                 steps.append(self._python_call(node.product))  # type: ignore[arg-type]
                 rows.append(Row(node, None, number))
-                copied |= {b for b in node.reads if b.kind == "input"}
                 rows_until.append(row_count)
                 continue
             begin = len(row_words)
@@ -227,10 +216,7 @@ class Builder:
             self.arena,
             self.offsets,
             self.numbers,
-            self.input_words,
-            copied,
             self.dead,
-            {b for row in rows for b in row.node.writes if b.array is not None},
             self.arena[slice(*self.flag_bytes)],
             [(k, self.view(row.node.calls[0].inputs[0])) for k, row in enumerate(rows) if is_check(row.node)],
             [(row_of[b.writer], self.view(b.original), self.view(b.copy)) for b in self.backups],
@@ -250,7 +236,7 @@ class Builder:
         if node.kind == "call":
             (flag,) = node.product.inputs  # type: ignore[union-attr]
             start = self._head(machine.check_kernel().address, 1, 1, 2, 1)
-            self._append(flag)
+            self.table.append(self._address(flag))
             self.fail_words.append(len(self.table))
             self.table.append(0)
             return start
@@ -269,11 +255,11 @@ class Builder:
         split = split if is_large(node) else 2
         kernel = product.kernel(c.dtype)
         start = self._head(kernel.address, m, n, split, product.quantum(c.dtype)[split % 2])
-        self._append(a)
+        self.table.append(self._address(a))
         self.table += [rsa, csa]
-        self._append(b)
+        self.table.append(self._address(b))
         self.table += [rsb, csb]
-        self._append(c)
+        self.table.append(self._address(c))
         self.table += [c.strides[0], k]
         if behind >= 0:
             self.table.append(self.table[behind])
@@ -288,12 +274,6 @@ class Builder:
         self.table += [kernel, n, m, split, quantum]
         return start
 
-    def _append(self, ref: Ref) -> None:
-        """Append the address of an array."""
-        if ref.buffer.kind == "input":
-            self.input_words.append((len(self.table), ref.buffer, ref.offset))
-        self.table.append(self._address(ref))
-
     def _loop_row(self, node: Node) -> int:
         text = self.texts[node]
         n, m = node.dims if len(node.dims) == 2 else (node.dims[0], 1)
@@ -302,7 +282,7 @@ class Builder:
         start = self._head(kernel.address, n, m, text.split if is_large(node) else 2, quantum)
         for k, word in enumerate(text.words):
             if isinstance(word, Address):
-                self._append(word.ref)
+                self.table.append(self._address(word.ref))
             elif isinstance(word, Scratch):
                 self.table.append(self.base + self.offsets[node, k])
             elif isinstance(word, float):

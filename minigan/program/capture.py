@@ -6,6 +6,7 @@ put back at its end, so that the replay which follows makes the step: every step
 
 import copy
 import os
+import struct
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -90,11 +91,15 @@ class Call:
 
 
 class Hosted(NamedTuple):
-    """A function that every run calls before it computes, the place of its first number, and its arrays."""
+    """A function that every run calls before it computes, the place of its first number, and its arrays.
+
+    `numbers` writes what it gives where that is a tuple of floats.
+    """
 
     function: Callable[[], Any]
     first: int
     arrays: list[Array]
+    numbers: struct.Struct | None
 
 
 class Recorder:
@@ -147,7 +152,9 @@ class Recorder:
 
     def host(self, function: Callable[[], Any], value: Any) -> Any:
         """Note a function, and give slots in place of its numbers."""
-        hosted = Hosted(function, len(self.numbers), [])
+        only_floats = type(value) is tuple and all(isinstance(each, float) for each in value)
+        numbers = struct.Struct(f"{len(value)}d") if only_floats else None
+        hosted = Hosted(function, len(self.numbers), [], numbers)
         self.hosts.append(hosted)
         return self._stand_in(value, hosted)
 
@@ -238,8 +245,6 @@ class Recorder:
 
 def floats_and_arrays(value: Any) -> tuple[list[float], list[Array]]:
     """The floats and the arrays in what a host function gave, in the order of `Hosted`."""
-    if type(value) is dict and all(type(each) is float for each in value.values()):  # an optimiser's
-        return list(value.values()), []
     numbers: list[float] = []
     arrays: list[Array] = []
     stack = [value]

@@ -16,7 +16,6 @@ from minigan.ops.random import Stream
 from minigan.program import listing
 from minigan.program.build import Builder, Built, Options, PythonCall
 from minigan.program.capture import REQUIRE, Recorder, Ref, floats_and_arrays
-from minigan.program.plan import address
 from minigan.tensor import Tensor
 from minigan.trace import recorded_by, state
 
@@ -39,26 +38,15 @@ class Program:
         self._made = recorder.made_and_changed()
         self._numbers = self._built.numbers
         self._changed = [tensor.share() for tensor in recorder.changed.values()]  # their storages
-        self._inputs = {b.number: b for b in recorder.buffers if b.kind == "input"}
+        self._inputs = [b for b in recorder.buffers if b.kind == "input"]
+        self._arguments = [b.array for b in self._inputs if b.array is not None]
         built = self._built
-        written = [b.array for b in recorder.buffers if b in built.written and b.array is not None]
-        self._written = [(address(x), address(x) + x.nbytes) for x in (built.arena, *written)]
-        self._lowest, self._highest = min(self._written)[0], max(end for _, end in self._written)
         self.interrupted = False  # while it ran
-        words: dict[int, list[tuple[int, int]]] = {}
-        for word, buffer, offset in built.input_words:
-            words.setdefault(buffer.number, []).append((word, offset))
-        # Of each argument: memory of its own, whether it is always copied there, and the words with its address.
-        self._arguments = [
-            (b.array, b in built.copied, words.get(number, []))
-            for number, b in self._inputs.items()
-            if b.array is not None
-        ]
         self.flops = sum(call.flops for row in built.rows for call in row.node.calls)
         self.nbytes = built.arena.nbytes
 
     def __repr__(self) -> str:
-        return listing.listing(self._built, self._inputs.values())
+        return listing.listing(self._built, self._inputs)
 
     def __len__(self) -> int:
         """The number of kernels."""
@@ -77,6 +65,9 @@ class Program:
             self._worked_out += 1
             if value is None:
                 continue
+            if hosted.numbers is not None and type(value) is tuple:
+                hosted.numbers.pack_into(self._numbers, 8 * hosted.first, *value)
+                continue
             numbers, arrays = floats_and_arrays(value)
             self._numbers[hosted.first : hosted.first + len(numbers)] = numbers
             for own, array in zip(hosted.arrays, arrays, strict=True):
@@ -89,15 +80,10 @@ class Program:
 
     def run(self, arguments: Sequence[Array]) -> bool:
         """Run the kernels on these arrays; whether what the step requires held."""
-        table = self._built.table
-        for array, (own, copied, words) in zip(arguments, self._arguments, strict=True):
-            start, flags = array.__array_interface__["data"][0], array.flags
-            in_the_way = copied or not (flags.c_contiguous and flags.aligned)
-            if in_the_way or self._meets_what_is_written(start, start + array.nbytes):
-                np.copyto(own, array)
-                start = address(own)
-            for word, offset in words:
-                table[word] = start + offset
+        # Copied, as this takes less time than to find out an array's address and layout from Python, and not to rely on
+        # memory of the caller's.
+        for own, array in zip(self._arguments, arguments, strict=True):
+            np.copyto(own, array)
         if self._built.flags.size:
             self._built.flags[:] = 1
         for array, first in self._made:
@@ -112,12 +98,6 @@ class Program:
             if not fine:
                 self._undo()
         return fine
-
-    def _meets_what_is_written(self, start: int, end: int) -> bool:
-        """Whether memory from `start` to `end` overlaps what the program writes to, which kernels rely on not to."""
-        if end <= self._lowest or start >= self._highest:
-            return False
-        return any(start < other_end and other < end for other, other_end in self._written)
 
     def _undo(self) -> None:
         """Put back what the run has overwritten: up to its last step, or the check that did not hold."""
@@ -231,9 +211,7 @@ class Compiled:
         last = self._last
         if last is None or last.kinds is None or len(arguments) != len(last.kinds):
             return None
-        if last.recording != state.recording or (
-            self._options is None and last.program.options.threads != _threads()
-        ):
+        if last.recording != state.recording or last.threads != most_threads():
             return None
         arrays = []
         for x, (shape, dtype) in zip(arguments, last.kinds, strict=True):
@@ -304,6 +282,7 @@ class _Entry:
     Attributes:
         kinds: shapes and dtypes of the arguments, if they are arrays one by one.
         recording: whether results have a history within the step.
+        threads: how many were allowed when it was captured.
         captured: whether it has just been captured, and not run yet.
     """
 
@@ -317,13 +296,17 @@ class _Entry:
         only_arrays: bool,
     ) -> None:
         self.program, self.streams, self.form, self.others = program, streams, form, others
-        self.recording, self.captured = state.recording, True
+        self.recording, self.captured, self.threads = state.recording, True, most_threads()
         self._held = leaves.others  # objects whose identity is part of the key
         self.kinds = leaves.kinds if only_arrays else None
+        # A tuple or list of tensors, as most steps return, needs no search for what stands where.
+        self._flat = form[0] if type(form) is tuple and form[0] is not dict and set(form[1:]) == {"array"} else None
 
     def give(self, copy: bool) -> Any:
         """The results of a run."""
         tensors = [Tensor(x.copy() if copy else x) for x in self.program.results()]
+        if self._flat is not None:
+            return self._flat(tensors)
         return _rebuild(self.form, iter(tensors), iter(()), iter(self.others))
 
 
