@@ -17,7 +17,7 @@ from numpy.lib.array_utils import normalize_axis_tuple
 
 from minigan.backend import FLOATS, Array, Spec
 from minigan.errors import DTypeError, ShapeError
-from minigan.kernels.launch import numba
+from minigan.kernels.launch import may_build, numba
 from minigan.pointwise import broadcast, check_float
 from minigan.tape import Input, Primitive, Sample, Thunk, Value, apply, copy
 
@@ -391,15 +391,14 @@ def _matmul_infer(a: Array, b: Array, ta: bool, tb: bool) -> Sequence[Spec]:
 
 def _matmul_kernel(outs: Sequence[Array], a: Array, b: Array, ta: bool, tb: bool) -> None:
     a, b = a.mT if ta else a, b.mT if tb else b
-    compiled = _compiled_product()
-    if compiled is None or not compiled(outs[0], a, b):
+    if not may_build() or not _compiled_product()(outs[0], a, b):
         np.matmul(a, b, out=outs[0])
 
 
 @functools.cache
-def _compiled_product() -> Callable[[Array, Array, Array], bool] | None:
+def _compiled_product() -> Callable[[Array, Array, Array], bool]:
     if numba() is None:
-        return None
+        return lambda c, a, b: False
     from minigan.kernels.product import matmul  # here, because it imports Numba
 
     return matmul

@@ -13,7 +13,7 @@ import pytest
 
 from minigan import backend
 from minigan.errors import ConfigError
-from minigan.kernels import launch, machine
+from minigan.kernels import launch, machine, objects
 
 numba = pytest.mark.skipif(launch.numba() is None, reason="needs Numba")
 posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="POSIX only")
@@ -68,7 +68,7 @@ class Random:
         r = np.random.default_rng(seed)
         self.n, self.m = (int(k) for k in r.integers(1, 12, 2))
         self.arrays = r.integers(-9, 9, (6, self.n, self.m))
-        kernel = launch.kernel("mix", MIX)
+        kernel = objects.kernel("mix", MIX)
         self.table, self.steps, cut = np.zeros(3 * phases * (ROW + 2), np.int64), [], []
         offsets, end = [], 0
         for _ in range(phases):
@@ -219,7 +219,7 @@ def test_an_argument_changed_between_runs(four):
 def test_a_failed_check_ends_a_run_until_the_next_from_the_start(four, threads):
     machine.set_threads(threads)
     good, x = np.array([True, False]), np.zeros((3, 8), np.int64)
-    mix, check = launch.kernel("mix", MIX).address, machine.check_kernel().address
+    mix, check = objects.kernel("mix", MIX).address, machine.check_kernel().address
     table = np.zeros(4 * ROW, np.int64)
     for k, out in ((0, x[0]), (2, x[1]), (3, x[2])):
         table[ROW * k :][:ROW] = [mix, 8, 1, 0, 1, out.ctypes.data, x.ctypes.data, x.ctypes.data, 1]
@@ -241,8 +241,8 @@ def test_a_failed_check_ends_a_run_until_the_next_from_the_start(four, threads):
 @numba
 def test_workers_take_over_the_floating_point_mode(four):
     machine.set_threads(4)
-    set_mode, out = launch.kernel("set_mode", MODE).function.ctypes, np.zeros(64, np.int64)
-    table = np.array([launch.kernel("mode", MODE).address, 64, 2000, 0, 1, out.ctypes.data], np.int64)
+    set_mode, out = objects.kernel("set_mode", MODE).function, np.zeros(64, np.int64)
+    table = np.array([objects.kernel("mode", MODE).address, 64, 2000, 0, 1, out.ctypes.data], np.int64)
     tested = machine.Machine(table, [0], [(0, 1, 8)] * 20)
     tested.run()
     before = int(out[0])

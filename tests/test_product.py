@@ -16,6 +16,7 @@ if launch.numba() is None:
     pytest.skip("Numba is switched off", allow_module_level=True)
 
 from minigan.kernels import product
+from minigan.kernels.matrix import best_split, quantum
 
 Array = NDArray[Any]
 Block = tuple[int, int, int, int]
@@ -62,7 +63,7 @@ def multiply(
     m, n = c.shape
     words = [0, m, n, 0, 1, a.ctypes.data, *a.strides, b.ctypes.data, *b.strides, c.ctypes.data, c.strides[0]]
     row = np.array([*words, a.shape[1], epilogue, argument], np.int64)
-    product.kernel(c.dtype).function.ctypes(row.ctypes.data, *(block or (0, m, 0, n)))
+    product.kernel(c.dtype).function(row.ctypes.data, *(block or (0, m, 0, n)))
 
 
 def check(a: Array, b: Array) -> None:
@@ -83,7 +84,7 @@ def check(a: Array, b: Array) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_layout_against_float64(dtype: str) -> None:
     random = np.random.default_rng(1)
-    rows, columns = product.quantum(dtype)
+    rows, columns = quantum(dtype)
     sizes = [0, 1, 2, 3, 7, 13, 31, rows, rows + 1, columns - 1, columns, 3 * columns, 4 * columns, 97, 131]
     for layout_a, layout_b in itertools.product(LAYOUTS, LAYOUTS):
         for _ in range(8):
@@ -135,7 +136,7 @@ def test_nan_and_infinity_go_where_numpy_has_them(dtype: str) -> None:
 )
 def test_bits_do_not_depend_on_the_block(layouts: tuple[str, str], dtype: str) -> None:
     random = np.random.default_rng(5)
-    rows, columns = product.quantum(dtype)
+    rows, columns = quantum(dtype)
     for m, k, n in [(70, 300, 130), (2 * product.PACK_ROWS + 5, 40, 4 * columns), (150, 33, 1)]:
         a, b = matrix(random, (m, k), layouts[0], dtype), matrix(random, (k, n), layouts[1], dtype)
         one, _ = framed(m, n, dtype)
@@ -175,7 +176,7 @@ def test_the_epilogue_sees_every_element_once_and_whole_columns(layout: str, dty
     for m, k, n in [(20, 30, 140), (high, deep, 50), (30, 0, 20), (40, 9, 1), (40, 0, 1)]:
         a, b = matrix(random, (m, k), layout, dtype), matrix(random, (k, n), "columns", dtype)
         c, _ = framed(m, n, dtype)
-        i0, j0 = 8, min(product.quantum(dtype)[1], n - 1)
+        i0, j0 = 8, min(quantum(dtype)[1], n - 1)
         calls.clear()
         seen, values = np.zeros((m, n), int), np.zeros((m, n), dtype)
         multiply(a, b, c, (i0, m, j0, n), address, 77)
@@ -227,10 +228,10 @@ def test_an_empty_block_calls_no_epilogue() -> None:
 
 
 def test_the_better_split() -> None:
-    assert product.best_split(64, 784, 128, False, 2) == 1  # halves the packing of a transposed B
-    assert product.best_split(512, 1, 128, True, 2) == 0
-    assert product.best_split(1024, product.quantum("float32")[1], 128, True, 2) == 0
-    assert product.best_split(8, 784, 128, True, 2) == 1
+    assert best_split(64, 784, 128, False, 2) == 1  # halves the packing of a transposed B
+    assert best_split(512, 1, 128, True, 2) == 0
+    assert best_split(1024, quantum("float32")[1], 128, True, 2) == 0
+    assert best_split(8, 784, 128, True, 2) == 1
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -26,26 +26,37 @@ from llvmlite import ir
 from numba import extending, types
 from numba.core import cgutils
 
+from minigan.kernels.layout import (
+    DONE,
+    FAILED,
+    FINISHED,
+    FIRST,
+    KERNEL,
+    LAST,
+    MODE,
+    NAP,
+    OPEN,
+    PARTS,
+    PHASE_BYTES,
+    PHASE_LIST,
+    QUANTUM,
+    ROW_LIST,
+    ROWS,
+    SLEEP,
+    SPLIT,
+    SPLIT_N,
+    STOP,
+    WHOLE,
+    YIELD,
+    M,
+    N,
+)
+
 _intrinsic: Callable[..., Any] = extending.intrinsic
 _inline: Callable[..., Any] = numba.njit(inline="always", error_model="numpy")
 
 # How the names of processors begin that have instructions of their own below.
 X86, ARM = ("x86_64", "i686"), ("aarch64", "arm64")
-
-# Words of a row, at multiples of 8 bytes.
-KERNEL, N, M, SPLIT, QUANTUM = 0, 8, 16, 24, 32
-SPLIT_N, SPLIT_M, WHOLE = 0, 1, 2
-# Words of a pool's block. What is written in different places of a phase is 128 bytes apart: two cache lines, which
-# processors fetch in pairs.
-OPEN, FIRST, LAST, PARTS, ROWS, MODE = 0, 8, 16, 24, 32, 40
-DONE = 128
-STOP, YIELD, SLEEP, NAP = 256, 264, 272, 280
-POOL_BYTES = 384
-# Words of a machine's head: whether a check failed, the addresses of its lists of rows and of phases, how many runs
-# have come to their end, and the block of a pool without workers, for runs without help.
-FAILED, ROW_LIST, PHASE_LIST, FINISHED, OWN_POOL = 0, 8, 16, 24, 32
-MACHINE_BYTES = OWN_POOL + POOL_BYTES
-PHASE_BYTES = 24  # first row, last row + 1, parts
 
 # How long a thread that waits is at it: first with the processor's hint for such loops (some 50 us), then giving the
 # core to others (some 100 us if nobody wants it), then in naps. It must not take long to nap: with another process on

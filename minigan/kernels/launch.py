@@ -1,15 +1,17 @@
 """Compiling generated source with Numba, lazily, and keeping the result on disk.
 
-Numba is imported at the first kernel that needs it, never by `import minigan`. Without it, or with `MINIGAN_NUMBA=0`
-or `NUMBA_DISABLE_JIT=1` in the environment, kernels fall back to NumPy. Compiled code is kept in a folder per user
-(mode 0700, because Numba's cache files are pickles) whose name holds a hash of the sources of this package, of the
-versions involved and of Numba's settings, so that nothing stale is ever loaded.
+Numba is imported at the first kernel that it has to compile or to call, never by `import minigan`. Without it, or with
+`MINIGAN_NUMBA=0` or `NUMBA_DISABLE_JIT=1` in the environment, kernels fall back to NumPy. Compiled code is kept in a
+folder per user (mode 0700, because it is run, and Numba's cache files are pickles) whose name holds a hash of the
+sources of this package, of the processor, of the versions involved and of Numba's settings, so that nothing stale is
+ever loaded.
 """
 
 import ast
 import contextlib
 import functools
 import importlib
+import importlib.util
 import inspect
 import linecache
 import os
@@ -20,8 +22,8 @@ import threading
 import types
 import warnings
 import zlib
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -31,24 +33,31 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 OPTIONS = {"nogil": True, "error_model": "numpy"}
-# Numba's settings that change the code it makes
-SETTINGS = ("BOUNDSCHECK", "CPU_NAME", "CPU_FEATURES", "ENABLE_AVX", "LOOP_VECTORIZE", "OPT", "SLP_VECTORIZE")
+FIRST_CALLS = 50
 LOOP_PRELUDE = "from __future__ import annotations\n\nimport numpy as np\n\n\n"
 
-_compiling = threading.RLock()  # held by the thread that imports Numba or compiles
+compiling = threading.RLock()  # held by the thread that imports Numba or compiles
 _orphaned = False  # this process was forked while another thread held it
 _keep = True  # compiled kernels; until the folder fails
-_kernels: dict[tuple[str, str], "Kernel"] = {}  # by name and source
+
+
+class _Thread(threading.local):
+    """Whether this thread captures a step: a run whose results are dropped."""
+
+    captures = False
+
+
+_thread = _Thread()
 
 
 def _after_fork() -> None:
     # The other thread does not exist here, but the locks that it holds inside Numba and the import system do, and
     # nobody will release them: better never to wait for them.
-    global _compiling, _orphaned
-    if _compiling.acquire(blocking=False):
-        _compiling.release()
+    global compiling, _orphaned
+    if compiling.acquire(blocking=False):
+        compiling.release()
     else:
-        _compiling, _orphaned = threading.RLock(), True
+        compiling, _orphaned = threading.RLock(), True
 
 
 if hasattr(os, "register_at_fork"):
@@ -56,8 +65,37 @@ if hasattr(os, "register_at_fork"):
 
 
 def may_build() -> bool:
-    """Whether kernels that are not compiled yet can be: not in a process forked while another thread compiled."""
-    return not _orphaned
+    """Whether kernels that are not compiled yet can be, and are worth it.
+
+    They cannot in a process forked while another thread compiled, and are not in a step that is being captured.
+    """
+    return available() and not _thread.captures
+
+
+@contextlib.contextmanager
+def capturing() -> Iterator[None]:
+    """Compile and load nothing for the calls of this thread in the block, since their results are dropped."""
+    before, _thread.captures = _thread.captures, True
+    try:
+        yield
+    finally:
+        _thread.captures = before
+
+
+def available() -> bool:
+    """Whether kernels can be compiled, or have been by the same versions of everything on the same processor."""
+    return not _orphaned and _available()
+
+
+@functools.cache
+def _available() -> bool:
+    if os.environ.get("MINIGAN_NUMBA") == "0" or importlib.util.find_spec("numba") is None:
+        return numba() is not None
+    if os.environ.get("NUMBA_DISABLE_JIT", "0") == "0":
+        folder = cache_folder()
+        if folder is not None and any(folder.glob("*.o")):
+            return True
+    return numba() is not None
 
 
 @functools.cache
@@ -66,7 +104,7 @@ def numba() -> Any:
     if os.environ.get("MINIGAN_NUMBA") == "0" or _orphaned:
         return None
     try:
-        with _compiling:
+        with compiling:
             module: Any = importlib.import_module("numba")
     except ImportError as error:
         notice(f"Numba cannot be imported ({error}): minigan runs on NumPy alone, which is slower")
@@ -90,8 +128,8 @@ def cache_folder() -> "Path | None":
     import tempfile
     from pathlib import Path
 
-    settings = [repr(getattr(numba().config, name, None)) for name in SETTINGS]
-    digest = hashlib.sha256(f"{sys.version} {np.__version__} {numba().__version__} {settings}".encode())
+    digest = hashlib.sha256(f"{sys.version} {np.__version__} {_numba_version()} {cpu()}".encode())
+    digest.update(repr(sorted(item for item in os.environ.items() if item[0].startswith("NUMBA_"))).encode())
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
     try:
@@ -106,6 +144,29 @@ def cache_folder() -> "Path | None":
         notice(f"compiled kernels are not kept, every process compiles its own: {error}")
         return None
     return folder
+
+
+def _numba_version() -> str:
+    """As `numba.__version__` and llvmlite's would say, without their import."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return f"{version('numba')} {version('llvmlite')}"
+    except PackageNotFoundError:  # put there by hand
+        return f"{numba().__version__} {importlib.import_module('llvmlite').__version__}"
+
+
+@functools.cache
+def cpu() -> tuple[str, str]:
+    """The processor that Numba compiles for, and its features as in "+avx2,-sse4a"."""
+    import llvmlite.binding as llvm
+
+    name = os.environ.get("NUMBA_CPU_NAME", "host")
+    own = name == "host"
+    features = os.environ.get("NUMBA_CPU_FEATURES")
+    if features is None:
+        features = llvm.get_host_cpu_features().flatten() if own else ""
+    return (llvm.get_host_cpu_name() if own else name), features
 
 
 def _cache_root() -> "Path":
@@ -135,18 +196,6 @@ def _check_owner(root: "Path", folder: "Path") -> None:
             raise PermissionError(f"others may write to {place} (mode {stat.S_IMODE(status.st_mode):o})")
 
 
-class Kernel(NamedTuple):
-    """A C function `void kernel(intp row, intp i0, intp i1, intp j0, intp j1)` that compiled code calls by address.
-
-    `function` is Numba's object, which keeps the code where it is; its `ctypes` is called from Python, and without
-    the GIL.
-    """
-
-    address: int
-    source: str
-    function: Any
-
-
 def build(name: str, source: str, arguments: tuple[Any, ...], writes: int) -> Callable[..., None]:
     """Compile the function `name` defined by `source` for arguments of the types of `arguments`.
 
@@ -166,31 +215,9 @@ def build(name: str, source: str, arguments: tuple[Any, ...], writes: int) -> Ca
         dispatcher.disable_compile()
         return dispatcher
 
-    with _compiling:
+    with compiling:
         loop: Callable[..., None] = _kept(name, source, compiled)
         return loop
-
-
-def kernel(name: str, source: str) -> Kernel:
-    """Compile the function `name(row, i0, i1, j0, j1)` defined by `source`, once in a process.
-
-    All five are integers: the address of the kernel's arguments, and the block of the result to compute. It must not
-    raise and must not use Python objects: the machine calls it by address and without the GIL.
-    """
-    known = _kernels.get((name, source))  # without the lock, which another thread may hold for seconds
-    if known is not None:
-        return known
-    integer = numba().types.intp
-    signature = numba().types.void(*[integer] * 5)
-
-    def compiled(function: Any, cache: bool) -> Any:
-        return numba().cfunc(signature, cache=cache, **OPTIONS)(function)
-
-    with _compiling:
-        if (name, source) not in _kernels:
-            function = _kept(name, source, compiled)
-            _kernels[name, source] = Kernel(function.address, source, function)
-        return _kernels[name, source]
 
 
 def _kept(name: str, source: str, compiled: Callable[[Any, bool], Any]) -> Any:
@@ -205,14 +232,14 @@ def _kept(name: str, source: str, compiled: Callable[[Any, bool], Any]) -> Any:
         for _ in range(2):
             try:
                 _store(path, source.encode())
-                return compiled(_define(name, source, str(path)), True)
+                return compiled(define(name, source, str(path)), True)
             except Exception as error:  # a damaged file shows in many ways (unpickling, zlib, disk full)
                 failure = f"{path}: {type(error).__name__}: {error}"
                 for file in folder.rglob(f"{path.stem}.*"):  # Numba never replaces files it cannot read
                     with contextlib.suppress(OSError):
                         file.unlink()
     # An error here is of the source and not of the folder.
-    function = compiled(_define(name, source, f"<minigan kernel {name}>"), False)
+    function = compiled(define(name, source, f"<minigan kernel {name}>"), False)
     if failure:
         _keep = False
         notice(f"compiled kernels are no longer kept: {failure}")
@@ -230,7 +257,7 @@ def _store(path: "Path", source: bytes) -> None:
         os.replace(temporary, path)
 
 
-def _define(name: str, source: str, filename: str) -> Any:
+def define(name: str, source: str, filename: str) -> Any:
     """The plain Python function that `source`, text generated by this package and never read from disk, defines."""
     # A module of its own in sys.modules: Numba looks a function's globals up there when it loads a compiled one.
     module = types.ModuleType(f"minigan_kernel_{name}_{zlib.crc32(source.encode()):08x}")
@@ -265,16 +292,30 @@ class Loop:
 
     The loop's text is compiled by itself: it may use `np` and its own arguments, nothing else. It writes to the
     first `writes` arguments.
+
+    An `exact` fallback gives the same bits. It serves the first calls of a process, such as those that draw a network's
+    weights: importing Numba takes longer, and a compiled step does without.
     """
 
-    def __init__(self, function: Callable[..., None], fallback: Callable[..., None], writes: int = 1) -> None:
+    def __init__(
+        self,
+        function: Callable[..., None],
+        fallback: Callable[..., None],
+        writes: int = 1,
+        exact: bool = False,
+    ) -> None:
         self.function, self.fallback, self.writes = function, fallback, writes
         self._compiled: Callable[..., None] | None = None
+        self._left = FIRST_CALLS if exact else 0
 
     def __call__(self, *arguments: Array) -> None:
         """Run the loop; its arguments are contiguous arrays, always of the same dtypes."""
+        if self._left and "numba" not in sys.modules:
+            self._left -= 1
+            self.fallback(*arguments)
+            return
         if self._compiled is None:
-            text = source_of(self.function) if numba() is not None and may_build() else ""
+            text = source_of(self.function) if may_build() and numba() is not None else ""
             if not text:
                 self.fallback(*arguments)
                 return

@@ -22,7 +22,7 @@ import numpy as np
 
 from minigan.backend import Array
 from minigan.kernels import formula as formula_names
-from minigan.kernels.launch import build, may_build, numba, source_of
+from minigan.kernels.launch import available, build, may_build, numba, source_of
 
 
 class Formula:
@@ -45,7 +45,7 @@ class Formula:
     def __call__(self, outs: Sequence[Array], *arrays: Array, **attributes: float) -> None:
         """Compute `outs` from arrays that broadcast to their shape."""
         out = outs[0]
-        if numba() is None or not _all_contiguous(outs) or not self._has_source:
+        if not available() or not _all_contiguous(outs) or not self._has_source:
             self.numpy(outs, *arrays, **attributes)
         elif out.size:
             layout, operands, shape = arrange(out.shape, arrays)
@@ -53,7 +53,7 @@ class Formula:
             arguments += [float(attributes[name]) for name in self.attributes]  # an integer has another type
             loop = self._loops.get((out.dtype.char, layout))
             if loop is None:
-                if not may_build():
+                if not may_build() or numba() is None:
                     self.numpy(outs, *arrays, **attributes)
                     return
                 name = f"{self.name}_{out.dtype.name}_{layout}"

@@ -5,7 +5,7 @@ A table is an array of 64-bit words. A row of it is one call:
     0 the kernel's address   1 n   2 m   3 split: 0 along n, 1 along m, 2 never   4 quantum
     5.. the kernel's own arguments: addresses, strides in bytes, sizes, the bits of float64 numbers
 
-The kernel (`minigan.kernels.launch.kernel`) computes a block [i0, i1) x [j0, j1) of an n x m result. Blocks of a row
+The kernel (`minigan.kernels.objects.kernel`) computes a block [i0, i1) x [j0, j1) of an n x m result. Blocks of a row
 never depend on each other, and a result's bits never depend on the blocks. Rows that do not depend on each other form
 a phase, which is cut into parts: of each row a part has one range of whole quanta along the axis of its split. Which
 parts there are is settled when a machine is built; which thread runs a part, when it runs. So results have the same
@@ -17,12 +17,14 @@ import os
 import threading
 import weakref
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from minigan.backend import Array, set_blas_threads
 from minigan.errors import ConfigError, GraphError
-from minigan.kernels.launch import Kernel, kernel
+from minigan.kernels import layout, workers
+from minigan.kernels.objects import Kernel, own_kernel
 
 MOST_PARTS = 63  # bits of a word that stays positive
 
@@ -86,7 +88,7 @@ def _interpreter(call: str) -> Kernel:
     """A function of `minigan.kernels.interpreter` as a kernel."""
     name = call.partition("(")[0]
     text = f"from minigan.kernels import interpreter\n\n\ndef {name}(row, i0, i1, j0, j1):\n    interpreter.{call}\n"
-    return kernel(name, text)
+    return own_kernel(name, lambda: text)
 
 
 class Machine:
@@ -104,24 +106,23 @@ class Machine:
     """
 
     def __init__(self, table: Array, rows: Sequence[int], phases: Sequence[tuple[int, int, int]]) -> None:
-        from minigan.kernels import interpreter, workers  # here, because they import Numba
-
         _check(table, rows, phases)
-        self._workers, self._table, self._offsets = workers, table, list(rows)
+        self._table, self._offsets = table, list(rows)
         self._count, self._parts = len(phases), max((parts for _, _, parts in phases), default=1)
         self._rows = np.array(rows, np.int64) * 8 + table.ctypes.data
         self._phases = np.array(phases, np.int64)
         # A memoryview, because NumPy takes ten times as long to read or write one word.
-        self._memory = np.zeros(interpreter.MACHINE_BYTES // 8, np.int64)
+        self._memory = np.zeros(layout.MACHINE_BYTES // 8, np.int64)
         self._head = self._memory.data
-        self._head[interpreter.ROW_LIST // 8] = self._rows.ctypes.data
-        self._head[interpreter.PHASE_LIST // 8] = self._phases.ctypes.data
-        self._finished = interpreter.FINISHED // 8
+        self._head[layout.ROW_LIST // 8] = self._rows.ctypes.data
+        self._head[layout.PHASE_LIST // 8] = self._phases.ctypes.data
+        self._finished = layout.FINISHED // 8
         self.fail_address = self._address = self._memory.ctypes.data  # the head's first word
-        self._alone = self._address + interpreter.OWN_POOL
+        self._alone = self._address + layout.OWN_POOL
         self._part = _interpreter("run_part(row, i0, i1, j0, j1)")
         self._serve = _interpreter("serve(row, i0, i1)")
-        self._run = _interpreter("run_phases(row, i0, i1, j0, j1)").function.ctypes
+        self._run = _interpreter("run_phases(row, i0, i1, j0, j1)").function
+        self._prototype: Any = type(self._run)  # of every kernel
         self._part_address = self._part.address
         self._lock, self._torn = threading.RLock(), False
         _machines.add(self)
@@ -142,12 +143,12 @@ class Machine:
                 self._head[0] = 0
             # A worker's own part is a bit of a word.
             size = min(threads(), MOST_PARTS) - 1
-            pool = size and self._workers.acquire(size, self._parts - 1, self._serve, self._part)
+            pool = size and workers.acquire(size, self._parts - 1, self._serve, self._part)
             try:
                 self._run(self._address, begin, end, pool or self._alone, self._part_address)
             finally:
                 if pool:
-                    self._workers.release()
+                    workers.release()
             return self._head[0] == 0
 
     @property
@@ -164,7 +165,7 @@ class Machine:
         """Run row `k`, whole, in this thread."""
         address, n, m = (int(self._table[self._offsets[k] + word]) for word in range(3))
         with self._lock:
-            type(self._run)(address)(int(self._rows[k]), 0, n, 0, m)
+            self._prototype(address)(int(self._rows[k]), 0, n, 0, m)
 
     def after_fork(self) -> None:
         """In a forked process: forget the lock of a thread that does not exist here."""

@@ -15,36 +15,21 @@ An element of C is a sum over equal blocks of up to `DEPTH` products, each summe
 shapes do the same operations in the same order, so its bits do not depend on the tile, nor on how C is parted.
 """
 
-import functools
-import platform
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
-from numba import config, extending, types
+from numba import extending, types
 from numba.core import cgutils
-from numba.core.codegen import get_host_cpu_features
 
 from minigan.backend import Array
 from minigan.kernels import launch
-from minigan.kernels.interpreter import ARM, call as call
+from minigan.kernels.interpreter import call as call
+from minigan.kernels.matrix import kernel, tile
 from minigan.kernels.memory import word as word
 
-_VOID, _POINTER, _BYTE, _I32, _I64 = ir.VoidType(), ir.PointerType(), *map(ir.IntType, (8, 32, 64))
-
-
-def _tile_shape() -> tuple[int, int, int]:
-    """Bytes in a vector register, and the rows and vectors of the tile, whose sums fill most of the registers."""
-    features = get_host_cpu_features() if config.CPU_FEATURES is None else config.CPU_FEATURES
-    if "+avx512f" in features:
-        return 64, 8, 3  # 24 sums, 3 vectors of B and 1 of A in 32 registers
-    if "+avx2" in features and "+fma" in features:
-        return 32, 4, 3  # 12, 3 and 1 in 16
-    return 16, (8 if platform.machine().lower() in ARM else 4), 3
-
-
-BYTES, ROWS, VECTORS = _tile_shape()
+BYTES, ROWS, VECTORS = tile()
 SINGLE = 4  # vectors of a tile of one row
 # Rows of a panel of B, which with AVX-512 is 38 KiB of an L1 cache of 48. From 160 to 264 a step takes the same, +-1 %.
 DEPTH = 200
@@ -55,6 +40,8 @@ PACK_ROWS = 128
 # Panels that an epilogue is called for at a time. Loops run over 4 vectors at a time and leave the rest to slower code:
 # one panel of 3 would leave a third of itself.
 PANELS = 4
+
+_VOID, _POINTER, _BYTE, _I32, _I64 = ir.VoidType(), ir.PointerType(), *map(ir.IntType, (8, 32, 64))
 
 
 class _Vectors(NamedTuple):
@@ -389,14 +376,12 @@ def product_float32(row: int, i0: int, i1: int, j0: int, j1: int) -> None:
                     finished = j
 
 
-@functools.cache
-def kernel(dtype: Any) -> launch.Kernel:
-    """The compiled product for `dtype`, float32 or float64: the two functions above with its name in theirs."""
-    name = np.dtype(dtype).name
+def source(name: str) -> str:
+    """The text of the product for the dtype of this name: the two functions above with it in theirs."""
     names = ["call", "scratch", "word", "DEPTH", "HEIGHT", "PACK_ROWS", "PANELS", "ROWS", "SINGLE", "VECTORS"]
     parts = ["copy", "dot", "item", "lanes", "move", "single", "tile1", "tile2", "tile3", "transpose"]
     names += [f"{part}_float32" for part in parts]
-    source = f"""from numba import njit
+    text = f"""from numba import njit
 
 from minigan.kernels.product import {", ".join(names)}
 
@@ -405,36 +390,7 @@ from minigan.kernels.product import {", ".join(names)}
 {launch.source_of(pack_float32)}
 
 {launch.source_of(product_float32)}"""
-    return launch.kernel(f"product_{name}", source.replace("float32", name))
-
-
-def quantum(dtype: Any) -> tuple[int, int]:
-    """The rows and columns of C that parts are to be multiples of."""
-    return ROWS, BYTES // np.dtype(dtype).itemsize
-
-
-def best_split(M: int, N: int, K: int, csb_contiguous: bool, parts: int) -> int:
-    """The axis of C, 0 (rows) or 1 (columns), along which `parts` parts take the least time.
-
-    Every part packs the columns of B that it reads, so parts of rows repeat that work; a transposed vector costs about
-    as much as a tile of products, a copied one a quarter.
-    """
-    tiles, vectors = -(-M // ROWS), -(-N // lanes_float32)
-    packing = 0.25 if csb_contiguous else 1.0
-    by_rows = (-(-tiles // parts) + packing) * _width(vectors)
-    by_columns = (tiles + packing) * _width(-(-vectors // parts))
-    return int(by_columns < by_rows and vectors >= parts)
-
-
-def _width(vectors: int) -> float:
-    """The time of panels of so many vectors in all, in that of one vector of a panel of three.
-
-    A tile of two vectors needs as many instructions for A's elements as one of three.
-    """
-    full, rest = divmod(vectors, VECTORS)
-    if rest == 1 and full:
-        full, rest = full - 1, 4
-    return VECTORS * full + {0: 0.0, 1: 1.5, 2: 2.3, 4: 4.6}[rest]
+    return text.replace("float32", name)
 
 
 # Products outside of a program

@@ -11,8 +11,9 @@ import threading
 
 import numpy as np
 
-from minigan.kernels import interpreter
-from minigan.kernels.launch import Kernel, notice
+from minigan.kernels import layout
+from minigan.kernels.launch import notice
+from minigan.kernels.objects import Kernel
 
 _lock = threading.Lock()  # held by the run that the pool helps, and while the pool is made
 _pool: "Pool | None" = None
@@ -33,15 +34,13 @@ class Pool:
 
     def __init__(self, size: int, serve: Kernel, part: Kernel) -> None:
         self.size, self.running = size, False
-        words = np.zeros((interpreter.POOL_BYTES + 128) // 8, np.int64)
+        words = np.zeros((layout.POOL_BYTES + 128) // 8, np.int64)
         start = -words.ctypes.data % 128 // 8
         self._words = words[start:]  # kept by each worker for as long as it runs
         self.address = self._words.ctypes.data
-        for where, value in zip(
-            (interpreter.YIELD, interpreter.SLEEP, interpreter.NAP), _system_functions(), strict=True
-        ):
+        for where, value in zip((layout.YIELD, layout.SLEEP, layout.NAP), _system_functions(), strict=True):
             self._words[where // 8] = value
-        self._serve, self._part = serve.function.ctypes, part.address
+        self._serve, self._part = serve.function, part.address
         self._threads: list[threading.Thread] = []
         self._wake: list[threading.Event] = []
         for me in range(1, size + 1):
@@ -66,7 +65,7 @@ class Pool:
 
     @property
     def _stopped(self) -> bool:
-        return bool(self._words[interpreter.STOP // 8])
+        return bool(self._words[layout.STOP // 8])
 
     def wake(self, count: int) -> bool:
         """See that the first `count` workers are at it; whether there is any."""
@@ -78,7 +77,7 @@ class Pool:
 
     def stop(self) -> None:
         """End the threads; a run that they help goes on without them."""
-        self._words[interpreter.STOP // 8] = 1
+        self._words[layout.STOP // 8] = 1
         self.running = True
         for wake in self._wake:
             wake.set()

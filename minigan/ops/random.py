@@ -60,7 +60,7 @@ def _philox_numpy(words: Array, counter: Array) -> None:
     words[...] = np.stack([x0, x1, x2, x3], 1)
 
 
-_philox = Loop(_philox_loop, _philox_numpy)
+_philox = Loop(_philox_loop, _philox_numpy, exact=True)
 _COUNTER = Input((_COUNTER_WORDS,), "counter")
 _bits = Primitive(
     "random_bits",

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minigan.backend import Array
-from minigan.kernels import launch
+from minigan.kernels import launch, machine, matrix
+from minigan.kernels.objects import kernel
 from minigan.program.capture import REQUIRE, Buffer, Call, Recorder, Ref
 from minigan.program.checks import part_by_part, with_backups
 from minigan.program.fuse import Node, fuse, unfused
@@ -100,7 +101,7 @@ class Builder:
     def __init__(self, recorder: Recorder, outputs: Sequence[Ref], options: Options) -> None:
         self.options, self.outputs = options, outputs
         self.numbers = np.array(recorder.numbers, np.float64)
-        self.compiled = options.fuse and launch.numba() is not None and launch.may_build()
+        self.compiled = options.fuse and launch.may_build()
         calls = needed_calls(recorder.calls, outputs)
         flags: list[Buffer] = []
         if self.compiled:
@@ -199,19 +200,17 @@ class Builder:
                 rows_until.append(row_count)
         row_of = {call: k for k, row in enumerate(rows) for call in row.node.calls}
         table = np.array(self.table, np.int64)
-        machine = None
+        ready = None
         if phases:
-            from minigan.kernels.machine import Machine
-
             for word, start in self.behind_words:
                 table[word] = address(table) + 8 * start
-            machine = Machine(table, row_words, phases)
-            table[self.fail_words] = machine.fail_address
+            ready = machine.Machine(table, row_words, phases)
+            table[self.fail_words] = ready.fail_address
         return Built(
             steps,
             rows_until,
             rows,
-            machine,
+            ready,
             table,
             self.arena,
             self.offsets,
@@ -231,8 +230,6 @@ class Builder:
 
     def _row(self, node: Node) -> int:
         """Append the node's row, and before it that of the loop behind its product; gives where it begins."""
-        from minigan.kernels import machine, product  # these import Numba
-
         if node.kind == "call":
             (flag,) = node.product.inputs  # type: ignore[union-attr]
             start = self._head(machine.check_kernel().address, 1, 1, 2, 1)
@@ -251,10 +248,10 @@ class Builder:
         k = a.shape[0 if node.product.attributes["ta"] else 1]
         whole_columns = behind >= 0 and self.texts[node].split == 1
         dense = csb == c.dtype.itemsize
-        split = 1 if whole_columns else product.best_split(m, n, k, dense, self.options.threads)
+        split = 1 if whole_columns else matrix.best_split(m, n, k, dense, self.options.threads)
         split = split if is_large(node) else 2
-        kernel = product.kernel(c.dtype)
-        start = self._head(kernel.address, m, n, split, product.quantum(c.dtype)[split % 2])
+        compiled = matrix.kernel(c.dtype)
+        start = self._head(compiled.address, m, n, split, matrix.quantum(c.dtype)[split % 2])
         self.table.append(self._address(a))
         self.table += [rsa, csa]
         self.table.append(self._address(b))
@@ -277,9 +274,9 @@ class Builder:
     def _loop_row(self, node: Node) -> int:
         text = self.texts[node]
         n, m = node.dims if len(node.dims) == 2 else (node.dims[0], 1)
-        kernel = launch.kernel(text.name, text.source)
+        compiled = kernel(text.name, text.source)
         quantum = 1 if len(node.dims) == 2 and text.split == 0 else 16
-        start = self._head(kernel.address, n, m, text.split if is_large(node) else 2, quantum)
+        start = self._head(compiled.address, n, m, text.split if is_large(node) else 2, quantum)
         for k, word in enumerate(text.words):
             if isinstance(word, Address):
                 self.table.append(self._address(word.ref))

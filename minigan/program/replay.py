@@ -66,7 +66,7 @@ class Program:
             if value is None:
                 continue
             if hosted.numbers is not None and type(value) is tuple:
-                hosted.numbers.pack_into(self._numbers, 8 * hosted.first, *value)
+                hosted.numbers.pack_into(self._numbers.data, 8 * hosted.first, *value)
                 continue
             numbers, arrays = floats_and_arrays(value)
             self._numbers[hosted.first : hosted.first + len(numbers)] = numbers
@@ -264,7 +264,7 @@ class Compiled:
             mine.place = stream.place
         arguments, named = _rebuild(form, iter(own), iter(streams), iter(leaves.others))
         try:
-            with recorded_by(recorder):
+            with launch.capturing(), recorded_by(recorder):
                 result = self.function(*arguments, **named)
             found = _Leaves(results=True)
             result_form = found.take(result)
@@ -300,7 +300,9 @@ class _Entry:
         self._held = leaves.others  # objects whose identity is part of the key
         self.kinds = leaves.kinds if only_arrays else None
         # A tuple or list of tensors, as most steps return, needs no search for what stands where.
-        self._flat = form[0] if type(form) is tuple and form[0] is not dict and set(form[1:]) == {"array"} else None
+        self._flat = (
+            form[0] if type(form) is tuple and form[0] is not dict and set(form[1:]) == {"array"} else None
+        )
 
     def give(self, copy: bool) -> Any:
         """The results of a run."""
@@ -382,7 +384,7 @@ def _name(function: Any) -> str:
 
 
 def _threads() -> int:
-    return most_threads() if launch.numba() is not None else 1
+    return most_threads() if launch.available() else 1
 
 
 @functools.cache

@@ -1,0 +1,71 @@
+"""The matrix product as a row of a machine: its kernel, the shape of its tile, and how threads share it.
+
+The code itself is in `minigan.kernels.product`, which is only read when it has to be compiled.
+"""
+
+import functools
+import platform
+from typing import Any
+
+import numpy as np
+
+from minigan.kernels.launch import cpu
+from minigan.kernels.objects import Kernel, own_kernel
+
+ARM = ("aarch64", "arm64")
+
+
+@functools.cache
+def tile() -> tuple[int, int, int]:
+    """Bytes in a vector register, and the rows and vectors of the tile, whose sums fill most of the registers."""
+    features = cpu()[1].split(",")
+    if "+avx512f" in features:
+        return 64, 8, 3  # 24 sums, 3 vectors of B and 1 of A in 32 registers
+    if "+avx2" in features and "+fma" in features:
+        return 32, 4, 3  # 12, 3 and 1 in 16
+    return 16, (8 if platform.machine().lower() in ARM else 4), 3
+
+
+@functools.cache
+def kernel(dtype: Any) -> Kernel:
+    """The compiled product for `dtype`, float32 or float64."""
+    name = np.dtype(dtype).name
+
+    def source() -> str:
+        from minigan.kernels import product  # here, because it imports Numba
+
+        return product.source(name)
+
+    return own_kernel(f"product_{name}", source)
+
+
+def quantum(dtype: Any) -> tuple[int, int]:
+    """The rows and columns of C that parts are to be multiples of."""
+    nbytes, rows, _ = tile()
+    return rows, nbytes // np.dtype(dtype).itemsize
+
+
+def best_split(M: int, N: int, K: int, csb_contiguous: bool, parts: int) -> int:
+    """The axis of C, 0 (rows) or 1 (columns), along which `parts` parts take the least time.
+
+    Every part packs the columns of B that it reads, so parts of rows repeat that work; a transposed vector costs about
+    as much as a tile of products, a copied one a quarter.
+    """
+    nbytes, rows, _ = tile()
+    tiles, vectors = -(-M // rows), -(-N // (nbytes // 4))
+    packing = 0.25 if csb_contiguous else 1.0
+    by_rows = (-(-tiles // parts) + packing) * _width(vectors)
+    by_columns = (tiles + packing) * _width(-(-vectors // parts))
+    return int(by_columns < by_rows and vectors >= parts)
+
+
+def _width(vectors: int) -> float:
+    """The time of panels of so many vectors in all, in that of one vector of a panel of three.
+
+    A tile of two vectors needs as many instructions for A's elements as one of three.
+    """
+    most = tile()[2]
+    full, rest = divmod(vectors, most)
+    if rest == 1 and full:
+        full, rest = full - 1, 4
+    return most * full + {0: 0.0, 1: 1.5, 2: 2.3, 4: 4.6}[rest]
