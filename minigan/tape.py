@@ -76,6 +76,8 @@ class Primitive:
         flops: `flops(*arrays, **attributes)`, floating point operations of one call.
         samples: ways to call it.
         formula: the scalar formula, if the operation is pointwise.
+        row: `row(outs, inputs, parts, **attributes)`, for arrays of which only shapes, strides and dtypes are known,
+            gives the `minigan.kernels.rows.Plan` of compiled code in up to `parts` parts, or `None`.
     """
 
     name: str
@@ -90,6 +92,7 @@ class Primitive:
     flops: Callable[..., int] = lambda *arrays, **attributes: 0
     samples: tuple[Sample, ...] = ()
     formula: Any = None
+    row: Callable[..., Any] | None = None
 
 
 class Storage:

@@ -75,9 +75,8 @@ def _of_dtype(function: Any, make: Any) -> Any:
 
 
 class Kernels:
-    """Stands in for `launch` where programs are built."""
+    """Stands in for `launch`, and for `kernel`, where programs are built."""
 
-    numba = staticmethod(lambda: True)
     may_build = staticmethod(lambda: True)
 
     def __init__(self) -> None:
@@ -161,6 +160,7 @@ def plain_kernels() -> Iterator[None]:
     stand_in = Kernels()
     with pytest.MonkeyPatch.context() as patch, np.errstate(all="ignore"):
         patch.setattr(build, "launch", stand_in)
+        patch.setattr(build, "kernel", stand_in.kernel)
         patch.setattr(machine, "Machine", Shuffled)
         yield
     assert not stand_in.faults, stand_in.faults[0]

@@ -11,10 +11,11 @@ import numpy as np
 from minigan.backend import Array
 from minigan.kernels import launch, machine, matrix
 from minigan.kernels.objects import kernel
+from minigan.kernels.rows import Operand, Plan, Result, Scratch
 from minigan.program.capture import REQUIRE, Buffer, Call, Recorder, Ref
 from minigan.program.checks import part_by_part, with_backups
 from minigan.program.fuse import Node, fuse, unfused
-from minigan.program.loops import Address, Scratch, Text, as_word, write_loop
+from minigan.program.loops import Address, Text, as_word, write_loop
 from minigan.program.plan import (
     Life,
     Step,
@@ -107,7 +108,7 @@ class Builder:
         if self.compiled:
             calls, flags = part_by_part(calls, recorder.temporary)
         calls, self.backups = with_backups(calls, recorder.temporary)
-        nodes = fuse(calls) if self.compiled else unfused(calls)
+        nodes = fuse(calls, options.threads) if self.compiled else unfused(calls)
         self.read = {buffer for node in nodes for buffer in node.reads}
         self.flags = flags
         self.kept = {x.buffer for x in outputs} | {backup.copy.buffer for backup in self.backups}
@@ -137,9 +138,10 @@ class Builder:
         blocks = lives(self.schedule, self.kept, self._is_stored, self.options.plan)
         for now, group in moments(self.schedule):
             for node in group:
-                for k, word in enumerate(self.texts[node].words if node in self.texts else ()):
-                    if isinstance(word, Scratch):
-                        blocks.append(Life((node, k), word.nbytes, now, now))
+                for owner in (self.texts.get(node), node.plan):
+                    for k, word in enumerate(owner.words if owner else ()):
+                        if isinstance(word, Scratch):
+                            blocks.append(Life((node, type(owner), k), word.nbytes, now, now))
         blocks = [
             block for block in blocks if block.key not in self.flags
         ]  # these are set at the beginning of a run
@@ -240,6 +242,8 @@ class Builder:
         behind = self._loop_row(node) if node.walks else -1
         if node.product is None:
             return behind
+        if node.plan is not None:
+            return self._planned_row(node, node.plan, behind)
         (c,) = node.product.outs
         a, b = node.product.inputs
         rsa, csa = a.strides[::-1] if node.product.attributes["ta"] else a.strides
@@ -259,11 +263,34 @@ class Builder:
         self.table.append(self._address(c))
         self.table += [c.strides[0], k]
         if behind >= 0:
-            self.table.append(self.table[behind])
-            self.behind_words.append((len(self.table), behind))
+            self._behind(behind)
         else:
-            self.table.append(0)
+            self.table += [0, 0]
+        return start
+
+    def _behind(self, row: int) -> None:
+        """Append the words that say what is called behind a product: its kernel and its row."""
+        self.table.append(self.table[row])
+        self.behind_words.append((len(self.table), row))
         self.table.append(0)
+
+    def _planned_row(self, node: Node, plan: Plan, behind: int) -> int:
+        """Append the row of a plan, whose scratch memory has its place already."""
+        call: Call = node.product  # type: ignore[assignment]
+        split = plan.split if is_large(node) else 2
+        start = self._head(plan.kernel.address, plan.n, plan.m, split, plan.quantum)
+        words = plan.words[:-2] if behind >= 0 else plan.words
+        for k, word in enumerate(words):
+            if isinstance(word, Operand):
+                self.table.append(self._address(call.inputs[word.number]))
+            elif isinstance(word, Result):
+                self.table.append(self._address(call.outs[word.number]))
+            elif isinstance(word, Scratch):
+                self.table.append(self.base + self.offsets[node, Plan, k])
+            else:
+                self.table.append(word if isinstance(word, int) else address(word))
+        if behind >= 0:
+            self._behind(behind)
         return start
 
     def _head(self, kernel: int, n: int, m: int, split: int, quantum: int) -> int:
@@ -281,7 +308,7 @@ class Builder:
             if isinstance(word, Address):
                 self.table.append(self._address(word.ref))
             elif isinstance(word, Scratch):
-                self.table.append(self.base + self.offsets[node, k])
+                self.table.append(self.base + self.offsets[node, Text, k])
             elif isinstance(word, float):
                 number = address(self.numbers) + 8 * word.index if isinstance(word, Slot) else as_word(word)
                 self.table.append(number)

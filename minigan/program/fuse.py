@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minigan.backend import FLOATS
+from minigan.kernels.rows import Plan
 from minigan.linear import CAST, MATMUL, MEAN, SUM
 from minigan.ops.reduce import NORM
 from minigan.program.capture import Buffer, Call, Ref
@@ -49,15 +50,18 @@ class Node:
     """What is run at once.
 
     Attributes:
-        kind: "loop", "product" (of matrices, with the loop behind it, if any), or "call" (a primitive's own kernel).
+        kind: "loop", "product" (of matrices, or another call with compiled code of its own, with the loop behind it, if
+            any), or "call" (a primitive's own kernel).
         walks: the calls of the loop.
         product: the call of the product, or of the primitive.
+        plan: of a product that is not one of two matrices, how it is computed.
     """
 
     kind: str
     product: Call | None = None
     walks: list[Walk] = field(default_factory=list)
     dims: tuple[int, ...] = ()
+    plan: Plan | None = None
 
     @property
     def calls(self) -> list[Call]:
@@ -218,8 +222,8 @@ def dependencies(uses: Iterable[tuple[set[Buffer], set[Buffer]]]) -> list[set[in
     return found
 
 
-def fuse(calls: Sequence[Call]) -> list[Node]:
-    """The calls as nodes, in an order in which they can be made."""
+def fuse(calls: Sequence[Call], threads: int) -> list[Node]:
+    """The calls as nodes, in an order in which they can be made; those that are planned are, for so many threads."""
     needs = dependencies((call.reads, call.writes) for call in calls)
     groups: list[_Group] = []
     of_call: list[_Group] = []
@@ -236,9 +240,10 @@ def fuse(calls: Sequence[Call]) -> list[Node]:
                     group.position = k
                     break
         if group is None:
-            kind = "loop" if walk else "product" if _is_product(call) else "call"
-            dims = walk.dims if walk else call.outs[0].shape if kind == "product" else ()
-            node = Node(kind, None if walk else call, [walk] if walk else [], dims)
+            plan = _plan(call, threads) if walk is None else None
+            kind = "loop" if walk else "product" if plan or _is_product(call) else "call"
+            dims = walk.dims if walk else _matrix(call) if kind == "product" else ()
+            node = Node(kind, None if walk else call, [walk] if walk else [], dims, plan)
             group = _Group(k, node)
             groups.append(group)
         group.needs.update(direct - {group})
@@ -297,9 +302,26 @@ def _is_product(call: Call) -> bool:
     return call.primitive is MATMUL and len(call.outs[0].shape) == 2 and call.outs[0].size > 0
 
 
+def _plan(call: Call, threads: int) -> Plan | None:
+    """How compiled code of the primitive's own computes it, if there is any."""
+    make = call.primitive.row
+    return None if make is None else make(call.outs, call.inputs, threads, **call.attributes)
+
+
+def _matrix(call: Call) -> tuple[int, int]:
+    """The rows and columns of a product's result, or of all axes but the last and the last of another call's."""
+    shape = call.outs[0].shape
+    return math.prod(shape[:-1]), shape[-1] if shape else 1
+
+
+def _is_closed(node: Node) -> bool:
+    """Whether nothing can stand behind it."""
+    return node.kind == "call" or (node.plan is not None and not node.plan.epilogue)
+
+
 def _may_join(group: _Group, walk: Walk, direct: set[_Group]) -> bool:
     node = group.node
-    if node.kind == "call" or _reaches((g for g in direct if g is not group), group):
+    if _is_closed(node) or _reaches((g for g in direct if g is not group), group):
         return False
     fitted = _fitted(node, [walk])
     return fitted is not None and _one_pass(fitted[0], fitted[1]) and _open(node, fitted[1])
@@ -342,16 +364,17 @@ def _open(node: Node, walks: Sequence[Walk]) -> bool:
     if node.product is None:
         return True
     (result,) = node.product.outs
-    there = Access(result, *result.strides)
+    item = result.dtype.itemsize
+    there = Access(result, _matrix(node.product)[1] * item, item)
     factors = {x.buffer for x in node.product.inputs}
     if any(a.ref.buffer in factors for w in walks for a in w.outs):  # these are to be there before it
         return False
     reads = [a for w in walks for a in w.inputs if a.ref.buffer is result.buffer]
     if any(w.call.primitive.donates for w in walks):
         return False
-    return all(a.key == there.key for a in reads) and all(
-        sum_kind(w) in ("", "columns", "finite") for w in walks
-    )
+    # Other products than those of matrices have their rows complete a few at a time.
+    allowed = ("", "columns", "finite") if node.plan is None else ("", "finite")
+    return all(a.key == there.key for a in reads) and all(sum_kind(w) in allowed for w in walks)
 
 
 def sum_kind(walk: Walk) -> str:
@@ -380,12 +403,12 @@ def _join(group: _Group, walk: Walk) -> None:
 def _take_in(group: _Group, other: _Group) -> None:
     """Merge `other`, which `group` needs directly, into it if both can be one loop, behind one product at most."""
     mine, theirs = group.node, other.node
-    if "call" in (mine.kind, theirs.kind) or not mine.walks or (mine.product and theirs.product):
+    if _is_closed(mine) or _is_closed(theirs) or not mine.walks or (mine.product and theirs.product):
         return
     if _reaches((g for g in _needed(group) if g is not other), other):
         return
     both = Node("product" if mine.product or theirs.product else "loop", mine.product or theirs.product)
-    both.dims = theirs.dims if theirs.product else mine.dims
+    both.dims, both.plan = theirs.dims if theirs.product else mine.dims, mine.plan or theirs.plan
     fitted = _fitted(both, [*theirs.walks, *mine.walks])
     if fitted is None or not _open(both, fitted[1]):
         return

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from minigan.kernels.rows import Scratch
 from minigan.linear import CAST, MANY_TERMS, MEAN
 from minigan.ops.reduce import NORM
 from minigan.program.capture import Buffer, Ref
@@ -24,12 +25,6 @@ class Address(NamedTuple):
     """A word with the address of an array."""
 
     ref: Ref
-
-
-class Scratch(NamedTuple):
-    """A word with the address of memory that only this row uses."""
-
-    nbytes: int
 
 
 class Text(NamedTuple):

@@ -39,9 +39,7 @@ class Life(NamedTuple):
 def is_large(node: Node) -> bool:
     """Whether it is worth sharing among threads."""
     if node.product is not None and node.kind == "product":
-        rows, columns = node.product.outs[0].shape
-        inner = node.product.flops // (2 * rows * columns)
-        return rows * columns * inner > 16 * SMALL
+        return node.product.flops > 32 * SMALL
     arrays = len({x.buffer for call in node.calls for x in (*call.inputs, *call.outs)})
     return math.prod(node.dims) * arrays > SMALL
 
@@ -184,7 +182,8 @@ def in_place(node: Node, is_read: Callable[[Buffer], bool]) -> Node:
     last = max(k for k, w in enumerate(node.walks) if any(x.ref.buffer is result.buffer for x in w.inputs))
     for walk in node.walks[last:]:
         for out in walk.outs:
-            same = (out.row, out.column, out.ref.dtype) == (*result.strides, result.dtype)
+            item = result.dtype.itemsize
+            same = (out.row, out.column, out.ref.dtype) == (node.dims[1] * item, item, result.dtype)
             if same and out.ref.buffer.kind == "temporary" and is_read(out.ref.buffer):
                 return _moved(node, result, out.ref)
     return node
@@ -200,4 +199,4 @@ def _moved(node: Node, old: Ref, new: Ref) -> Node:
         for walk in node.walks
     ]
     moved = Call(product.primitive, product.inputs, (target,), product.attributes, product.flops)  # type: ignore[union-attr]
-    return Node(node.kind, moved, walks, node.dims)
+    return Node(node.kind, moved, walks, node.dims, node.plan)
