@@ -13,6 +13,8 @@ from minigan.kernels.launch import cpu
 from minigan.kernels.objects import Kernel, own_kernel
 
 ARM = ("aarch64", "arm64")
+# From this many on, copying a panel pays even if B's rows could be read where they are: 5 % at 128 rows, -8 % at 64.
+PACK_ROWS = 128
 
 
 @functools.cache

@@ -26,17 +26,15 @@ from numba.core import cgutils
 from minigan.backend import Array
 from minigan.kernels import launch
 from minigan.kernels.interpreter import call as call
-from minigan.kernels.matrix import kernel, tile
+from minigan.kernels.matrix import PACK_ROWS as PACK_ROWS, kernel, tile as tile_shape
 from minigan.kernels.memory import word as word
 
-BYTES, ROWS, VECTORS = tile()
+BYTES, ROWS, VECTORS = tile_shape()
 SINGLE = 4  # vectors of a tile of one row
 # Rows of a panel of B, which with AVX-512 is 38 KiB of an L1 cache of 48. From 160 to 264 a step takes the same, +-1 %.
 DEPTH = 200
 # Rows of A that share a panel: their part of A, 400 KiB, stays in L2.
 HEIGHT = 512
-# From this many on, copying a panel pays even if B's rows could be read where they are: 5 % at 128 rows, -8 % at 64.
-PACK_ROWS = 128
 # Panels that an epilogue is called for at a time. Loops run over 4 vectors at a time and leave the rest to slower code:
 # one panel of 3 would leave a third of itself.
 PANELS = 4
@@ -116,11 +114,22 @@ def _prefetch(builder: Any, address: Any, write: bool) -> None:
     _call(builder, "llvm.prefetch.p0", _VOID, pointer, _I32(int(write)), _I32(3), _I32(1))
 
 
-def _rows(builder: Any, start: Any, stride: Any, rows: int, count: Any) -> list[Any]:
-    """Addresses of `rows` rows, of which those from `count` on are the last again: the same work done twice."""
+def _rows(builder: Any, start: Any, stride: Any, rows: int, count: Any, table: bool = False) -> list[Any]:
+    """Addresses of `rows` rows, of which those from `count` on are the last again: the same work done twice.
+
+    With a table, `stride` is the address of their offsets.
+    """
     last = builder.sub(count, _I64(1))
     numbers = [builder.select(builder.icmp_signed("<", _I64(i), last), _I64(i), last) for i in range(rows)]
+    if table:
+        return [builder.add(start, _entry(builder, stride, number)) for number in numbers]
     return [builder.add(start, builder.mul(number, stride)) for number in numbers]
+
+
+def _entry(builder: Any, table: Any, number: Any) -> Any:
+    """Word `number` of the table at an address."""
+    address = builder.add(table, builder.mul(number, _I64(8)))
+    return builder.load(builder.inttoptr(address, _POINTER), align=8, typ=_I64)
 
 
 def _loop(
@@ -157,17 +166,20 @@ def _intrinsic(emit: Callable[..., None]) -> Any:
     return function
 
 
-def _tile(of: _Vectors, rows: int, vectors: int) -> Any:
+def tile(of: _Vectors, rows: int, vectors: int, indirect: bool = False, diagonal: bool = False) -> Any:
     """The register tile: C[:m, :n] = A[:m, :depth] @ B[:depth, :n], or += if `add` is not 0.
 
     m <= rows and (vectors - 1) lanes < n <= vectors lanes. B's rows are padded to whole vectors, unless the tile is
     of one row, which takes any n.
+
+    indirect: in place of `rsa`, `csa` and `ldc` stand addresses of tables with the offsets of A's rows, of A's
+    columns and of C's rows. diagonal: A has a matrix behind each of its elements, one number for each column of C.
     """
     offsets = [_I64(BYTES * v) for v in range(vectors)]
 
     def emit(builder: Any, *arguments: Any) -> None:
         a, rsa, csa, b, rsb, c, ldc, depth, m, n, add = arguments
-        a_rows, c_rows = _rows(builder, a, rsa, rows, m), _rows(builder, c, ldc, rows, m)
+        a_rows, c_rows = (_rows(builder, *at, rows, m, indirect) for at in ((a, rsa), (c, ldc)))
         masks: list[Any] = [None] * vectors
         for v in range(vectors) if rows == 1 else [vectors - 1]:
             masks[v] = of.below(builder, builder.sub(n, _I64(of.lanes * v)))
@@ -182,6 +194,8 @@ def _tile(of: _Vectors, rows: int, vectors: int) -> Any:
 
         def body(k: Any, values: Any) -> list[Any]:
             along_a, row_b, *sums = values
+            if indirect:
+                along_a = _entry(builder, csa, k)
             # The line behind: the next tile's if A's columns are contiguous. One instruction, 8 % for 784 x 512 x 128.
             _prefetch(builder, builder.add(builder.add(a_rows[0], along_a), _I64(64)), write=False)
             b_row = [
@@ -189,10 +203,14 @@ def _tile(of: _Vectors, rows: int, vectors: int) -> Any:
                 for offset, mask in zip(offsets, masks, strict=True)
             ]
             for i, row in enumerate(a_rows):
-                x = of.load_splat(builder, builder.add(row, along_a))
-                for v, y in enumerate(b_row, i * vectors):
-                    sums[v] = of.multiply_add(builder, x, y, sums[v])
-            return [builder.add(along_a, csa), builder.add(row_b, rsb), *sums]
+                at = builder.add(row, along_a)
+                if diagonal:
+                    x = [of.load(builder, builder.add(at, offset)) for offset in offsets]
+                else:
+                    x = [of.load_splat(builder, at)] * vectors
+                for v, y in enumerate(b_row):
+                    sums[i * vectors + v] = of.multiply_add(builder, x[v], y, sums[i * vectors + v])
+            return [values[0] if indirect else builder.add(along_a, csa), builder.add(row_b, rsb), *sums]
 
         _, _, *sums = _loop(builder, depth, 1, [_I64(0), b, *[of.zero] * len(places)], body)
         with builder.if_else(builder.icmp_signed("==", add, _I64(0))) as (first, more):
@@ -286,9 +304,9 @@ def _scratch(typingctx: Any) -> Any:
 
 # Module globals, because Numba's cache on disk misses every time for what is captured in a closure.
 scratch: Any = extending.intrinsic(_scratch)
-tile1_float32, tile2_float32, tile3_float32 = (_tile(FLOAT32, ROWS, vectors) for vectors in (1, 2, 3))
-tile1_float64, tile2_float64, tile3_float64 = (_tile(FLOAT64, ROWS, vectors) for vectors in (1, 2, 3))
-single_float32, single_float64 = _tile(FLOAT32, 1, SINGLE), _tile(FLOAT64, 1, SINGLE)
+tile1_float32, tile2_float32, tile3_float32 = (tile(FLOAT32, ROWS, vectors) for vectors in (1, 2, 3))
+tile1_float64, tile2_float64, tile3_float64 = (tile(FLOAT64, ROWS, vectors) for vectors in (1, 2, 3))
+single_float32, single_float64 = tile(FLOAT32, 1, SINGLE), tile(FLOAT64, 1, SINGLE)
 dot_float32, dot_float64 = _dot(FLOAT32), _dot(FLOAT64)
 transpose_float32, transpose_float64 = _transpose(FLOAT32), _transpose(FLOAT64)
 copy_float32, copy_float64 = _copy(FLOAT32), _copy(FLOAT64)

@@ -1,7 +1,10 @@
 """A row of a machine before it has addresses: what a primitive says of a kernel that computes it."""
 
+import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
+
+import numpy as np
 
 from minigan.backend import Array
 from minigan.kernels.objects import Kernel
@@ -65,3 +68,33 @@ def row_major(arrays: Sequence[Spec]) -> bool:
                 return False
             step *= n
     return True
+
+
+_own = threading.local()  # each thread's scratch memory, which would cost more to get every time anew
+
+
+def _scratch(nbytes: int) -> int:
+    if len(getattr(_own, "memory", "")) < nbytes + 64:
+        _own.memory = np.empty(nbytes + 64, np.uint8)
+        _own.address = -(-_own.memory.ctypes.data // 64) * 64
+    address: int = _own.address
+    return address
+
+
+def run(plan: Plan, outs: Sequence[Array], inputs: Sequence[Array]) -> None:
+    """Run a row that stands alone, whole, in this thread; its arrays are row-major."""
+    row = np.empty(5 + len(plan.words), np.int64)
+    row[:5] = plan.kernel.address, plan.n, plan.m, 2, plan.quantum
+    for k, word in enumerate(plan.words, 5):
+        match word:
+            case int():
+                row[k] = word
+            case Scratch():
+                row[k] = _scratch(word.nbytes)
+            case Operand():
+                row[k] = inputs[word.number].ctypes.data
+            case Result():
+                row[k] = outs[word.number].ctypes.data
+            case _:
+                row[k] = word.ctypes.data
+    plan.kernel.function(row.ctypes.data, 0, plan.n, 0, plan.m)
