@@ -21,6 +21,8 @@ MODULES = (
     "minigan.ops.elementwise",
     "minigan.ops.reduce",
     "minigan.ops.shape",
+    "minigan.ops.conv",
+    "minigan.ops.attention",
     "minigan.ops.random",
     "minigan.ops.loss",
     "minigan.nn.module",

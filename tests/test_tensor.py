@@ -262,6 +262,11 @@ def _scattered(a: np.ndarray) -> np.ndarray:
     return result
 
 
+def _attended(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
+    weights = np.exp(q @ k.T / np.sqrt(q.shape[1]))
+    return weights / weights.sum(1, keepdims=True) @ v
+
+
 FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any], tuple[Any, ...], int]] = {
     "absolute": (ops.absolute, np.abs, (A,), 2),
     "affine": (ops.affine, lambda x, w, b: x @ w + b, (A, SQUARE, ROW), 2),
@@ -283,6 +288,19 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any], tuple[Any, ..
     "argmax": (ops.argmax, np.argmax, (A,), 0),
     "argmax, axis": (lambda x: ops.argmax(x, 0), lambda x: np.argmax(x, 0), (A,), 0),
     "argsort": (ops.argsort, np.argsort, (A,), 0),
+    "avg_pool": (lambda x: ops.avg_pool(x, 2, 1), lambda x: (x[:, :-1] + x[:, 1:]) / 2, (STACK,), 2),
+    "batch_norm": (
+        lambda x, scale, shift: ops.batch_norm(x, *ops.moments(x, 0), scale, shift, eps=0.1),
+        lambda x, scale, shift: (x - x.mean(0)) / np.sqrt(x.var(0) + 0.1) * scale + shift,
+        (A, ROW, ROW),
+        2,
+    ),
+    "batch_norm of running moments": (
+        lambda x, mean, variance: ops.batch_norm(x, mean, variance, eps=0.1),
+        lambda x, mean, variance: (x - mean) / np.sqrt(variance + 0.1),
+        (A, ROW, ROW),
+        2,
+    ),
     "broadcast_to": (
         lambda x: ops.broadcast_to(x, (2, 3, 4)),
         lambda x: np.broadcast_to(x, (2, 3, 4)),
@@ -295,6 +313,20 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any], tuple[Any, ..
         lambda a, b: ops.concatenate([a, b, a], 1),
         lambda a, b: np.concatenate([a, b, a], 1),
         (A, B),
+        2,
+    ),
+    "conv": (
+        lambda x, w: ops.conv(x.mT, w),
+        lambda x, w: x.mT[:, :-1] @ w[0] + x.mT[:, 1:] @ w[1],
+        (STACK, STACK),
+        2,
+    ),
+    "conv_transpose": (
+        ops.conv_transpose,
+        lambda x, w: (
+            np.pad(x @ w[0].T, ((0, 0), (0, 1), (0, 0))) + np.pad(x @ w[1].T, ((0, 0), (1, 0), (0, 0)))
+        ),
+        (STACK, STACK),
         2,
     ),
     "cos": (ops.cos, np.cos, (A,), 3),
@@ -315,6 +347,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any], tuple[Any, ..
         2,
     ),
     "elu": (lambda x: ops.elu(x, 1.5), lambda x: np.where(x > 0, x, 1.5 * np.expm1(x)), (A,), 2),
+    "embedding": (lambda x: ops.embedding(x, np.array([2, 0, 2])), lambda x: x[[2, 0, 2]], (A,), 2),
     "equal": (ops.equal, np.equal, (A.round(), A.round().T[:1].T), 0),
     "erf": (ops.erf, np.vectorize(math.erf), (A,), 3),
     "exp": (ops.exp, np.exp, (A,), 3),
@@ -327,6 +360,22 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any], tuple[Any, ..
     "logical_xor": (lambda a, b: ~((a > 0) ^ (b < 1)), lambda a, b: ~((a > 0) ^ (b < 1)), (A, ROW), 0),
     "greater_equal": (ops.greater_equal, np.greater_equal, (A, ROW), 0),
     "index": (lambda x: ops.index(x, (0, slice(1, 3))), lambda x: x[0, 1:3], (A,), 2),
+    "instance_norm": (
+        lambda x, scale, shift: ops.instance_norm(x, scale, shift, eps=0.1),
+        lambda x, scale, shift: (
+            (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 0.1) * scale + shift
+        ),
+        (STACK, ROW, ROW),
+        2,
+    ),
+    "layer_norm": (
+        lambda x, scale, shift: ops.layer_norm(x, scale, shift, eps=0.1),
+        lambda x, scale, shift: (
+            (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 0.1) * scale + shift
+        ),
+        (STACK, ROW, ROW),
+        2,
+    ),
     "leaky_relu": (lambda x: ops.leaky_relu(x, 0.1), lambda x: np.where(x > 0, x, 0.1 * x), (A,), 2),
     "log": (ops.log, np.log, (B,), 3),
     "log1p": (ops.log1p, np.log1p, (B,), 3),
@@ -340,22 +389,37 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any], tuple[Any, ..
     "matmul, broadcast": (ops.matmul, np.matmul, (A, STACK.transpose(0, 2, 1)), 2),
     "matmul, transposed": (lambda a, b: a.T @ b, lambda a, b: a.T @ b, (A, B), 2),
     "max": (lambda x: ops.max(x, 1, keepdims=True), lambda x: np.max(x, 1, keepdims=True), (A,), 2),
+    "max_pool": (lambda x: ops.max_pool(x, 3), lambda x: x.max(1, keepdims=True), (STACK,), 2),
     "maximum": (ops.maximum, np.maximum, (A, ROW), 2),
     "mean": (lambda x: ops.mean(x, (0, 2)), lambda x: np.mean(x, (0, 2)), (STACK,), 2),
     "min": (ops.min, np.min, (A,), 2),
     "minimum": (ops.minimum, np.minimum, (A, ROW), 2),
+    "moments": (lambda x: ops.moments(x, (0, 2)), lambda x: (x.mean((0, 2)), x.var((0, 2))), (STACK,), 2),
     "multiply": (ops.multiply, np.multiply, (A, ROW), 2),
     "negative": (ops.negative, np.negative, (A,), 2),
     "norm": (lambda x: ops.norm(x, axis=1), lambda x: np.linalg.norm(x, axis=1), (A,), 3),
     "not_equal": (ops.not_equal, np.not_equal, (A.round(), ROW.round()), 0),
     "one_hot": (lambda i: ops.one_hot(i, 4, np.float64), lambda i: np.eye(4)[i], (np.array([2, 0, 3]),), 0),
     "pad": (lambda x: ops.pad(x, ((1, 0), (2, 3))), lambda x: np.pad(x, ((1, 0), (2, 3))), (A,), 2),
+    "pixel_norm": (
+        lambda x: ops.pixel_norm(x, eps=0.1),
+        lambda x: x / np.sqrt((x * x).mean(-1, keepdims=True) + 0.1),
+        (STACK,),
+        2,
+    ),
+    "pixel_shuffle": (
+        lambda x: ops.pixel_shuffle(x, 2),
+        lambda x: x.reshape(2, 3, 2, 2).swapaxes(2, 3).reshape(2, 6, 2),
+        (STACK,),
+        2,
+    ),
     "power": (ops.power, np.power, (B, A), 3),
     "power, 2": (lambda x: x**2, lambda x: x**2, (A,), 2),
     "power, -1.5": (lambda x: x**-1.5, lambda x: x**-1.5, (B,), 3),
     "relu": (ops.relu, lambda x: np.maximum(x, 0), (A,), 2),
     "reshape": (lambda x: ops.reshape(x, (2, -1)), lambda x: x.reshape(2, -1), (A,), 2),
     "reshape of a transpose": (lambda x: x.T.reshape(-1), lambda x: x.T.reshape(-1), (A,), 2),
+    "scaled_dot_product_attention": (ops.scaled_dot_product_attention, _attended, (A, B, STACK[0]), 2),
     "sigmoid": (ops.sigmoid, lambda x: 1 / (1 + np.exp(-x)), (A,), 3),
     "sigmoid_cross_entropy": (
         lambda x, z: ops.sigmoid_cross_entropy(x, z),
@@ -385,6 +449,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any], tuple[Any, ..
     "tanh": (ops.tanh, np.tanh, (A,), 3),
     "topk": (lambda x: ops.topk(x, 2), lambda x: (-np.sort(-x)[:, :2], np.argsort(-x)[:, :2]), (A,), 2),
     "transpose": (lambda x: ops.transpose(x, (2, 0, 1)), lambda x: x.transpose(2, 0, 1), (STACK,), 2),
+    "upsample": (lambda x: ops.upsample(x, 2), lambda x: np.repeat(x, 2, 1), (STACK,), 2),
     "var": (lambda x: ops.var(x, 1, correction=1), lambda x: np.var(x, 1, ddof=1), (A,), 2),
     "where": (lambda a, b: ops.where(a > 0, a, b), lambda a, b: np.where(a > 0, a, b), (A, ROW), 2),
 }

@@ -4,6 +4,14 @@ Values are IEEE's: 1/0 is inf, sqrt(-1) is NaN, and no operation raises for it. 
 arithmetic, sums, products) NumPy's warnings appear as `numpy.errstate` says; generated loops are silent.
 """
 
+from minigan.ops.attention import (
+    embedding as embedding,
+    scaled_dot_product_attention as scaled_dot_product_attention,
+)
+from minigan.ops.conv import (
+    conv as conv,
+    conv_transpose as conv_transpose,
+)
 from minigan.ops.elementwise import (
     clip as clip,
     cos as cos,
@@ -26,6 +34,19 @@ from minigan.ops.elementwise import (
 )
 from minigan.ops.loss import (
     sigmoid_cross_entropy as sigmoid_cross_entropy,
+)
+from minigan.ops.norm import (
+    batch_norm as batch_norm,
+    instance_norm as instance_norm,
+    layer_norm as layer_norm,
+    moments as moments,
+    pixel_norm as pixel_norm,
+)
+from minigan.ops.pool import (
+    avg_pool as avg_pool,
+    max_pool as max_pool,
+    pixel_shuffle as pixel_shuffle,
+    upsample as upsample,
 )
 from minigan.ops.product import (
     affine as affine,
