@@ -9,9 +9,9 @@ import numpy as np
 from minigan import ops
 from minigan.errors import ConfigError, ShapeError
 from minigan.nn.init import Initializer, glorot_uniform
-from minigan.nn.module import Module
+from minigan.nn.module import Conditional, Module, Weighted, forward
 from minigan.ops.random import Stream
-from minigan.tensor import Tensor
+from minigan.tensor import Tensor, tensor
 
 ACTIVATIONS = {
     f.__name__: f
@@ -19,7 +19,7 @@ ACTIVATIONS = {
 }
 
 
-class Dense(Module):
+class Dense(Weighted):
     """y = x W + b over the last axis: x (..., inputs) gives (..., outputs).
 
     weight: (inputs, outputs), drawn by `init` from `stream`; bias: (outputs,), zeros, or `None` without.
@@ -45,13 +45,53 @@ class Dense(Module):
         self.weight = init(stream, (inputs, outputs), dtype).detach()
         self.bias = Tensor(np.zeros(outputs, dtype)) if bias else None
 
+    def with_weight(self, x: Tensor, weight: Tensor) -> Tensor:
+        """x W + b for another W."""
+        return x @ weight if self.bias is None else ops.affine(x, weight, self.bias)
+
+
+class Maxout(Module):
+    """The largest of several affine maps, for each output: x (..., inputs) gives (..., outputs).
+
+    y_j = max over k of x · w_jk + b_jk, with k from 1 to `pieces` (Goodfellow et al. 2013, eq. 1). weight: (inputs,
+    pieces · outputs), each piece drawn by `init` from `stream`; bias: (pieces · outputs,), zeros.
+
+    >>> import minigan as mg
+    >>> mg.nn.Maxout(3, 2, pieces=5, stream=mg.ops.Stream(0, "docs"))
+    Maxout(outputs=2, pieces=5)  # 40 parameters
+      map: Dense()  weight (3, 10)  bias (10,)  # 40 parameters
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        pieces: int = 2,
+        *,
+        init: Initializer = glorot_uniform,
+        stream: Stream,
+        dtype: Any = np.float32,
+    ) -> None:
+        if pieces < 2:
+            raise ConfigError(f"Maxout: {pieces} pieces, at least 2 are needed for a maximum")
+
+        def of_pieces(stream: Stream, shape: tuple[int, ...], dtype: Any) -> Tensor:
+            parts = [init(stream, (inputs, outputs), dtype) for _ in range(pieces)]
+            return tensor(ops.concatenate(parts, axis=1))  # a leaf, which an optimiser may change
+
+        self.outputs, self.pieces = outputs, pieces
+        self.map = Dense(inputs, outputs * pieces, init=of_pieces, stream=stream, dtype=dtype)
+
     def __call__(self, x: Tensor, *, train: bool = False, random: Stream | None = None) -> Tensor:
-        """x W + b."""
-        return x @ self.weight if self.bias is None else ops.affine(x, self.weight, self.bias)
+        """The largest of the maps; those that tie share the derivative."""
+        y = self.map(x)
+        return ops.max(y.reshape((*y.shape[:-1], self.pieces, self.outputs)), axis=-2)
 
 
-class Sequential(Module):
+class Sequential(Conditional):
     """One module after another; their parameters are named `layers.0.…`, `layers.1.…`.
+
+    Labels are for those that take them; the others are called without.
 
     >>> import minigan as mg
     >>> net = mg.nn.Sequential(mg.nn.Flatten(), mg.nn.Dense(4, 1, stream=mg.ops.Stream(0, "docs")))
@@ -66,10 +106,12 @@ class Sequential(Module):
     def __init__(self, *modules: Module) -> None:
         self.layers = list(modules)
 
-    def __call__(self, x: Tensor, *, train: bool = False, random: Stream | None = None) -> Tensor:
+    def __call__(
+        self, x: Tensor, *, train: bool = False, random: Stream | None = None, labels: Tensor | None = None
+    ) -> Tensor:
         """The last module's output."""
         for layer in self.layers:
-            x = layer(x, train=train, random=random)
+            x = forward(layer, x, train=train, random=random, labels=labels)
         return x
 
 

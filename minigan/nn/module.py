@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from minigan.backend import FLOATS, Array, Spec
-from minigan.errors import CheckpointError, ShapeError
+from minigan.errors import CheckpointError, ConfigError, ShapeError
 from minigan.kernels.loops import Formula
 from minigan.ops.random import Stream
 from minigan.tape import Input, Primitive, Sample, apply
@@ -90,6 +90,67 @@ class Module(ABC):
 
     def __repr__(self) -> str:
         return "\n".join(_describe(self))
+
+
+class Weighted(Module):
+    """A module that is linear in its attribute `weight`, which another module may replace: see `SpectralNorm`.
+
+    A subclass defines `with_weight`.
+
+    >>> import minigan as mg
+    >>> layer = mg.nn.Dense(2, 1, bias=False, stream=mg.ops.Stream(0, "docs"))
+    >>> layer.with_weight(mg.tensor([[3.0, 4.0]]), mg.tensor([[1.0], [1.0]])).numpy()
+    array([[7.]], dtype=float32)
+    """
+
+    weight: Tensor
+
+    @abstractmethod
+    def with_weight(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The output for x if `weight` were the module's."""
+
+    def __call__(self, x: Tensor, *, train: bool = False, random: Stream | None = None) -> Tensor:
+        """The output for x."""
+        return self.with_weight(x, self.weight)
+
+
+class Conditional(Module):
+    """A module whose output depends on the classes of the samples too, or that has such modules in it.
+
+    A subclass has the parameter `labels` in its `__call__`, integers (N,); `forward` calls other modules without it.
+
+    >>> import minigan as mg, numpy as np
+    >>> net = mg.nn.Sequential(mg.nn.ConcatLabels(3), mg.nn.Dense(5, 1, stream=mg.ops.Stream(0, "docs")))
+    >>> net(mg.tensor([[1.0, 2.0]]), labels=mg.tensor(np.array([2]))).shape
+    (1, 1)
+    """
+
+    @abstractmethod
+    def __call__(
+        self, x: Tensor, *, train: bool = False, random: Stream | None = None, labels: Tensor | None = None
+    ) -> Tensor:
+        """The output for a batch x, (N, ...), of samples of the classes `labels`."""
+
+
+def forward(
+    module: Module, x: Tensor, *, train: bool, random: Stream | None, labels: Tensor | None = None
+) -> Tensor:
+    """The module's output, given the labels, if there are any, where it is one that they are for."""
+    if labels is not None and isinstance(module, Conditional):
+        return module(x, train=train, random=random, labels=labels)
+    return module(x, train=train, random=random)
+
+
+def required_labels(module: Module, x: Tensor, labels: Tensor | None) -> Tensor:
+    """The labels; `ConfigError` if there are none, `ShapeError` unless there is one for each sample of x."""
+    name = type(module).__name__
+    if labels is None:
+        raise ConfigError(f"{name}: needs the labels of the samples: pass labels=, integers (N,)")
+    if labels.shape != x.shape[:1]:
+        raise ShapeError(
+            f"{name}: labels of shape {labels.shape} for x of shape {x.shape}, expected {x.shape[:1]}"
+        )
+    return labels
 
 
 def check_arrays(expected: Mapping[str, Array], given: Mapping[str, Array]) -> None:
