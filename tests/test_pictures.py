@@ -462,8 +462,8 @@ FAULTS = ["full disk", "no renaming", "interrupt"]
     + [("curves", "full disk"), ("points", "no renaming")]
     + [
         pytest.param(kind, fault, marks=pytest.mark.slow)
-        for kind, fault in [("curves", "no renaming"), ("points", "full disk")]
-        + [("curves", "interrupt"), ("points", "interrupt")]
+        for kind, others in (("curves", FAULTS[1:]), ("points", FAULTS[::2]))
+        for fault in others
     ],
 )
 def test_a_file_is_whole_or_as_it_was(

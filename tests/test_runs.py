@@ -407,6 +407,7 @@ def test_another_thread_sets_no_handlers(whole: tuple[str, Path]) -> None:
 
 CHILD = """
 import os, signal, sys
+sys.modules['scipy'] = None  # Numba imports it if it is there, which takes a second
 sys.path.insert(0, {tests!r})
 import test_runs as t
 t.leave_pictures_empty()
@@ -460,6 +461,7 @@ def test_a_second_signal_ends_the_process_at_once(tmp_path: Path) -> None:
 
 MEMORY = """
 import resource, sys
+sys.modules['scipy'] = None  # Numba imports it if it is there, which takes a second
 sys.path.insert(0, {tests!r})
 import test_runs as t
 t.leave_pictures_empty()
@@ -620,6 +622,7 @@ def test_a_read_only_place(tmp_path: Path) -> None:
 
 PIPES = """
 import os, sys
+sys.modules['scipy'] = None  # Numba imports it if it is there, which takes a second
 sys.path.insert(0, {tests!r})
 import test_runs as t
 t.leave_pictures_empty()
@@ -786,6 +789,7 @@ def test_walks_between_latents() -> None:
 
 SETUP = f"""
 import sys
+sys.modules['scipy'] = None  # Numba imports it if it is there, which takes a second
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import pathlib, test_runs as t
 t.leave_pictures_empty()

@@ -22,6 +22,7 @@ def leave_pictures_empty(patch: Any = setattr) -> None:
 
 
 if __name__ == "__main__":
+    sys.modules["scipy"] = None  # type: ignore[assignment]  # Numba imports it if it is there, which takes a second
     from minigan.__main__ import main
 
     leave_pictures_empty()
