@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from hostile import mutations
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 from hypothesis.extra import numpy as npst
 
 from minigan import checkpoint
@@ -67,6 +67,7 @@ def test_odd_arrays_come_back_bit_for_bit(tmp_path: Path) -> None:
         loaded[name][...] = 0  # memory of its own, writable
 
 
+@settings(deadline=None)
 @given(npst.arrays(st.sampled_from(DTYPES), npst.array_shapes(min_dims=0, min_side=0, max_side=4)), st.data())
 def test_any_array_in_any_order(
     tmp_path_factory: pytest.TempPathFactory, array: np.ndarray, data: st.DataObject

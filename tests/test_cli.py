@@ -17,18 +17,21 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from undrawn import CURVES, GIF, leave_pictures_empty
 
 import minigan as mg
-from minigan import __main__, cli, state
+from minigan import __main__, cli, pictures, state
 
 SHORT = ["train", "--steps", "20", "--batch", "16"]
 COMMAND = [sys.executable, "-m", "minigan"]
+UNDRAWN = [sys.executable, str(Path(__file__).parent / "undrawn.py")]
 
 
 @pytest.fixture(autouse=True)
 def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MINIGAN_DATA", str(tmp_path / "no data"))
+    leave_pictures_empty(monkeypatch.setattr)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +62,11 @@ def newest(folder: str) -> Path:
 # minigan train
 
 
-def test_train_says_where_everything_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_says_where_everything_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pictures, "loss_curves", CURVES)
+    monkeypatch.setattr(pictures, "save_gif", GIF)
     for folder in ("runs/digits", "runs/digits-2", "runs/digits-3"):
         assert cli.main(SHORT) == 0
         printed = capsys.readouterr()
@@ -644,7 +651,7 @@ def test_without_what_a_run_needs_there_is_no_folder(
 
 
 def shell(command: str) -> "subprocess.CompletedProcess[str]":
-    environment = {**os.environ, "MINIGAN": " ".join(COMMAND)}
+    environment = {**os.environ, "MINIGAN": " ".join(UNDRAWN)}
     return subprocess.run(
         ["/bin/bash", "-c", f"set -o pipefail; {command}"],
         env=environment,
@@ -687,7 +694,7 @@ def test_without_a_home() -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_run_and_it_goes_on_from_there(number: signal.Signals, capsys: Any) -> None:
     process = subprocess.Popen(
-        [*COMMAND, "train", "--steps", "1000000", "--out", "my run"],
+        [*UNDRAWN, "train", "--steps", "1000000", "--out", "my run"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -734,7 +741,7 @@ def test_a_terminal_shows_a_live_display() -> None:
 
 
 def test_a_dumb_terminal_shows_lines() -> None:
-    shown = on_a_terminal([*COMMAND, *SHORT], TERM="dumb")
+    shown = on_a_terminal([*UNDRAWN, *SHORT], TERM="dumb")
     assert "\x1b" not in shown and "step     20/20" in shown
 
 

@@ -79,7 +79,11 @@ def test_a_kill_at_any_operation(folder: Path, fault: str, exists: bool) -> None
     assert steps == ["1" if exists else None] * renamed + ["2"] * (len(steps) - renamed)
 
 
-@pytest.mark.parametrize("number", ERRORS, ids=errno.errorcode.get)
+@pytest.mark.parametrize(
+    "number",
+    [n if n in (errno.ENOSPC, errno.EIO) else pytest.param(n, marks=pytest.mark.slow) for n in ERRORS],
+    ids=errno.errorcode.get,
+)
 def test_an_error_at_any_operation(folder: Path, number: int) -> None:
     old = an_old_file(folder)
     body = f"try: {SAVE}\nexcept CheckpointError as error: print(error, end='')"

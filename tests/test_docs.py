@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from undrawn import leave_pictures_empty
 
 import minigan as mg
 from minigan import registry
@@ -46,6 +47,7 @@ def run(test: doctest.DocTest) -> None:
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
 def test_sessions_in_documents(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    leave_pictures_empty(monkeypatch.setattr)
     parser = doctest.DocTestParser()
     examples = []
     for line, text in blocks(path, "python"):

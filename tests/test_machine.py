@@ -110,6 +110,7 @@ def run(code: str, **environment: str) -> str:
 
 PRELUDE = f"""
 import os, sys, signal, threading, time
+sys.modules['scipy'] = None  # Numba imports it if it is there, which takes a second
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import numpy as np
 from test_machine import Random, machine

@@ -215,8 +215,14 @@ def test_curves(count: int, start: int, tmp_path: Path, figures: list[Any]) -> N
     assert left <= start + 10 and right >= records[-1]["step"] and outputs.get_ylim() == (0, 1)
 
 
-@pytest.mark.parametrize("bad", [np.nan, -np.inf, None, 1e299, "x", [1], 10**400])
-@pytest.mark.parametrize("part", [slice(3, 9), slice(None)])
+BAD = [np.nan, -np.inf, None, 1e299, "x", [1], 10**400]
+
+
+@pytest.mark.parametrize(
+    ("bad", "part"),
+    [(np.nan, slice(None)), *((bad, slice(3, 9)) for bad in BAD)]
+    + [pytest.param(bad, slice(None), marks=pytest.mark.slow) for bad in BAD[1:]],
+)
 def test_curves_of_bad_values(bad: Any, part: slice, tmp_path: Path, figures: list[Any]) -> None:
     records = [record(i) for i in range(20)]
     for r in records[part]:
@@ -351,13 +357,26 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("name", HOSTILE)
-def test_any_points_give_a_picture(name: str, tmp_path: Path, figures: list[Any]) -> None:
+AS = ("real", "generated", "numbers")
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [  # a picture takes a third of a second: one for each kind of points, in turn, and the others with the slow tests
+        (name, what) if k % 3 == n else pytest.param(name, what, marks=pytest.mark.slow)
+        for k, name in enumerate(HOSTILE)
+        for n, what in enumerate(AS)
+    ],
+)
+def test_any_points_give_a_picture(name: str, what: str, tmp_path: Path, figures: list[Any]) -> None:
     points, path = HOSTILE[name], tmp_path / "a.png"
-    pictures.points_plot(path, points, cloud(9), lambda x: np.full(len(x), np.nan))
-    pictures.points_plot(path, cloud(9), points, lambda x: x[:, 0] > 0)
-    pictures.points_plot(path, points[:, :1], points[:, :1], lambda x: np.full(len(x), np.inf))
-    assert len(figures) == 3
+    if what == "real":
+        pictures.points_plot(path, points, cloud(9), lambda x: np.full(len(x), np.nan))
+    elif what == "generated":
+        pictures.points_plot(path, cloud(9), points, lambda x: x[:, 0] > 0)
+    else:
+        pictures.points_plot(path, points[:, :1], points[:, :1], lambda x: np.full(len(x), np.inf))
+    assert len(figures) == 1
 
 
 @pytest.mark.parametrize("shapes", [((5,), (5,)), ((5, 2), (5, 3)), ((5, 0), (5, 0)), ((5, 2, 1), (5, 2, 1))])
@@ -434,8 +453,19 @@ def writers(folder: Path) -> dict[str, Callable[[Path], None]]:
     }
 
 
-@pytest.mark.parametrize("kind", ["png", "gif", "curves", "points", "page"])
-@pytest.mark.parametrize("fault", ["full disk", "no renaming", "interrupt"])
+FAULTS = ["full disk", "no renaming", "interrupt"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "fault"),
+    [(kind, fault) for kind in ("png", "gif", "page") for fault in FAULTS]
+    + [("curves", "full disk"), ("points", "no renaming")]
+    + [
+        pytest.param(kind, fault, marks=pytest.mark.slow)
+        for kind, others in (("curves", FAULTS[1:]), ("points", FAULTS[::2]))
+        for fault in others
+    ],
+)
 def test_a_file_is_whole_or_as_it_was(
     kind: str, fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 from rich.console import Console
 
 from minigan import report
@@ -248,6 +248,7 @@ def test_text_curves_of_little() -> None:
     assert report.text_curves(gaps)[0:3] == ["loss of D      1.25", "", "               1.25 ▁"]
 
 
+@settings(max_examples=40, deadline=None)
 @given(
     st.lists(st.floats() | st.none() | st.integers() | st.text() | st.just(10**400), min_size=1, max_size=99),
     st.integers(-5, 120),

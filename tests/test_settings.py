@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 import tomli_w
@@ -315,6 +316,7 @@ JSON = st.recursive(
 )
 
 
+@hypothesis.settings(deadline=None)
 @given(st.sampled_from(sorted(settings.check(NETWORKS))), JSON)
 def test_any_value_anywhere_works_or_is_refused(key: str, value: Any) -> None:
     whole = settings.check(NETWORKS)

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from undrawn import CURVES, leave_pictures_empty
 
 import minigan as mg
-from minigan import backend, loop, presets, sampling, train
+from minigan import backend, loop, pictures, presets, sampling, train
 from minigan.checkpoint import digest
 
 IMAGES, LABELS = mg.data.digits()
@@ -26,6 +27,12 @@ def sha256(gan: mg.GAN) -> str:
     return digest(gan.game.state())
 
 
+@pytest.fixture(autouse=True)
+def empty_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the last pictures, except those of the finished run."""
+    leave_pictures_empty(monkeypatch.setattr)
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[mg.GAN, Any, Path]:
     """A short run of the default preset with everything that it leaves."""
@@ -38,14 +45,15 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[mg.GAN, Any, Pat
 def test_a_run_folder_is_complete(finished: tuple[mg.GAN, Any, Path]) -> None:
     _, run, out = finished
     files = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
-    pictures = {f"samples/step_{step:06}.png" for step in (0, 128, 256, 300)}
+    drawn = {f"samples/step_{step:06}.png" for step in (0, 128, 256, 300)}
     others = {"curves.png", "compare.png", "samples.gif", "report.html"}
     saved = {f"checkpoints/step_{step:08}.safetensors" for step in (0, 300)}
-    assert files == {"config.toml", "metrics.jsonl", ".lock"} | pictures | others | saved
+    assert files == {"config.toml", "metrics.jsonl", ".lock"} | drawn | others | saved
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert lines == run.records
     assert [line["step"] for line in lines] == list(range(10, 301, 10))
     assert all(np.isfinite(list(line.values())).all() for line in lines)
+    assert all((out / name).stat().st_size for name in drawn | others)
     assert run.out == str(out) and 0 < lines[-1]["seconds"] < run.seconds
 
 
@@ -231,6 +239,7 @@ def test_missing_packages_show_before_training(
 
 
 def test_without_matplotlib_there_are_no_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "loss_curves", CURVES)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     run = small().fit(IMAGES, steps=20, batch=8, out=tmp_path / "run")
     (event,) = run.events
