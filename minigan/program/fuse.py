@@ -360,7 +360,7 @@ def _one_pass(ours: Sequence[Walk], theirs: Sequence[Walk]) -> bool:
 
 
 def _open(node: Node, walks: Sequence[Walk]) -> bool:
-    """Whether these may stand behind a product: its result only as it is, and sums only over whole columns."""
+    """Whether these may stand behind a product: its result only as it is, and sums only over what is complete."""
     if node.product is None:
         return True
     (result,) = node.product.outs
@@ -372,8 +372,8 @@ def _open(node: Node, walks: Sequence[Walk]) -> bool:
     reads = [a for w in walks for a in w.inputs if a.ref.buffer is result.buffer]
     if any(w.call.primitive.donates for w in walks):
         return False
-    # Other products than those of matrices have their rows complete a few at a time.
-    allowed = ("", "columns", "finite") if node.plan is None else ("", "finite")
+    # A product of matrices is complete a few columns at a time, what is planned a few rows.
+    allowed = ("", "columns", "finite") if node.plan is None else ("", "rows", "finite")
     return all(a.key == there.key for a in reads) and all(sum_kind(w) in allowed for w in walks)
 
 
