@@ -18,6 +18,7 @@ from numpy.lib.array_utils import normalize_axis_tuple
 from minigan.backend import FLOATS, Array, Spec
 from minigan.errors import DTypeError, ShapeError
 from minigan.kernels.launch import may_build, numba
+from minigan.kernels.matrix import stacked
 from minigan.pointwise import broadcast, check_float
 from minigan.tape import Input, Primitive, Sample, Thunk, Value, apply, copy
 
@@ -440,6 +441,9 @@ MATMUL = Primitive(
             ((2, 2, 3), (3, 2), False, False),
             ((2, 1, 2, 3), (3, 1, 3), False, True),
             ((1, 1), (1, 1), False, False),
+            ((1, 3, 1, 2), (2, 1, 2, 3), False, False),
+            ((2, 3, 2), (2, 3, 2), True, False),
         )
     ),
+    row=stacked,
 )

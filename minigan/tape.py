@@ -20,6 +20,7 @@ import numpy as np
 from minigan.backend import FLOATS, Array, Spec, allocate
 from minigan.errors import DTypeError, GraphError, ShapeError
 from minigan.kernels.loops import Formula
+from minigan.kernels.rows import copied
 from minigan.trace import state as _state
 
 Thunk = Callable[[], "Value"] | None
@@ -491,8 +492,9 @@ copy = Primitive(
     kernel=lambda outs, x: np.copyto(outs[0], x),
     vjp=lambda gy, y, x: (lambda: gy,),
     linear=(0,),
-    samples=_ANY,
+    samples=(*_ANY, Sample((Input((2, 1, 3, 2)),))),
     formula=Formula(_copied),
+    row=copied,
 )
 
 

@@ -138,6 +138,7 @@ class Shuffled(machine.Machine):
                 pairs = [(k, part) for k in range(first, last) for part in range(parts)]
                 for at in self._random.permutation(len(pairs)):
                     self._run_part(*pairs[at], parts, first)
+        self._head[self._finished] += 1
         return not self._head[0]
 
     def _run_part(self, k: int, part: int, parts: int, first: int) -> None:

@@ -36,10 +36,7 @@ WITHOUT_DERIVATIVE = MASKS | {
 )
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
 @pytest.mark.parametrize("primitive", PRIMITIVES, ids=lambda primitive: primitive.name)
-def test_primitive(primitive, check, profile, request):
-    if primitive.name == "random_bits" and check is check_layouts:
-        reason = "its loop takes the counter as it comes, and is compiled for that of its first call"
-        request.applymarker(pytest.mark.xfail(raises=TypeError, strict=False, reason=reason))
+def test_primitive(primitive, check, profile):
     run(check, primitive, profile)
 
 

@@ -4,13 +4,16 @@ The code itself is in `minigan.kernels.product`, which is only read when it has 
 """
 
 import functools
+import math
 import platform
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from minigan.kernels.launch import cpu
-from minigan.kernels.objects import Kernel, own_kernel
+from minigan.kernels.objects import Kernel, kernel_of, own_kernel
+from minigan.kernels.rows import Operand, Plan, Result, Spec, Word, places
 
 ARM = ("aarch64", "arm64")
 # From this many on, copying a panel pays even if B's rows could be read where they are: 5 % at 128 rows, -8 % at 64.
@@ -71,3 +74,52 @@ def _width(vectors: int) -> float:
     if rest == 1 and full:
         full, rest = full - 1, 4
     return most * full + {0: 0.0, 1: 1.5, 2: 2.3, 4: 4.6}[rest]
+
+
+# Stacks of products
+
+
+def stacked(outs: Sequence[Spec], inputs: Sequence[Spec], parts: int, ta: bool, tb: bool) -> Plan | None:
+    """The row of C[s] = A[s] @ B[s] for all s of a stack, C in row-major order; `None` for two matrices, or none."""
+    (c,), (a, b) = outs, inputs
+    if len(c.shape) < 3 or 0 in c.shape:
+        return None
+    *stack, height, width = c.shape
+    depth = a.shape[-2 if ta else -1]
+    csa, rsa = a.strides[-2:] if ta else a.strides[:-3:-1]
+    csb, rsb = b.strides[-2:] if tb else b.strides[:-3:-1]
+    steps_a, steps_b = _steps(a, stack), _steps(b, stack)
+    # Matrices A[s] one below the other, times the same B, are one matrix.
+    while stack and (stack[-1] == 1 or (steps_b[-1] == 0 and (height == 1 or steps_a[-1] == height * rsa))):
+        rsa = steps_a[-1] if height == 1 else rsa
+        height *= stack.pop()
+        steps_a.pop()
+        steps_b.pop()
+    offsets = [places(stack, steps) for steps in (steps_a, steps_b)]
+    words: tuple[Word, ...] = (
+        Operand(0),
+        rsa,
+        csa,
+        Operand(1),
+        rsb,
+        csb,
+        Result(0),
+        width * c.dtype.itemsize,
+        depth,
+    )
+    words += (kernel(c.dtype).address, height, *offsets, 0, 0)
+    return Plan(
+        kernel_of("stack", "stack"),
+        math.prod(c.shape[:-1]),
+        width,
+        0,
+        quantum(c.dtype)[0],
+        words,
+        epilogue=True,
+    )
+
+
+def _steps(x: Spec, stack: Sequence[int]) -> list[int]:
+    """Bytes from matrix to matrix along each axis of the stack; 0 where there is but one."""
+    lead = len(stack) + 2 - len(x.shape)
+    return [0] * lead + [0 if n == 1 else step for n, step in zip(x.shape[:-2], x.strides[:-2], strict=True)]

@@ -8,6 +8,7 @@ the addresses before each loop, and with more than a few arrays would not vector
 from collections.abc import Callable
 from typing import Any
 
+from llvmlite import ir
 from numba import extending, types
 
 SCOPES = 32  # arrays of one row
@@ -81,6 +82,19 @@ def real(typingctx: Any, row: Any, index: Any) -> Any:
         return builder.load(_place(context, builder, arguments[0], arguments[1], types.float64))
 
     return types.float64(types.intp, types.intp), emit
+
+
+@_of_literals
+def words(typingctx: Any, count: Any) -> Any:
+    """The address of `count` words on the stack, a row for a kernel to call another with."""
+    number = count.literal_value
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        with builder.goto_entry_block():
+            place = builder.alloca(ir.ArrayType(ir.IntType(64), number))
+        return builder.ptrtoint(place, ir.IntType(64))
+
+    return types.intp(count), emit
 
 
 @_intrinsic

@@ -9,6 +9,8 @@ import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from minigan.kernels import launch
 
 # LLVM's text of the C function: Numba's own takes places for a result and an exception, which kernels do not have.
@@ -48,6 +50,25 @@ def kernel(name: str, source: str) -> Kernel:
 def own_kernel(name: str, source: Callable[[], str]) -> Kernel:
     """As `kernel`, for a source that says nothing but what stands in the package: it is only read to be compiled."""
     return _kernel((name, ""), source)
+
+
+def kernel_of(module: str, function: str, dtype: Any = np.float32) -> Kernel:
+    """The kernel of a function of a module of this package, with the dtype's name wherever it says float32.
+
+    The module need not be imported, unless the kernel has to be compiled: it may import Numba.
+    """
+    name = np.dtype(dtype).name
+
+    def source() -> str:
+        import importlib
+
+        found = importlib.import_module(f"minigan.kernels.{module}")
+        made = getattr(found, function)
+        text = launch.source_of(made).replace("float32", name)
+        used = {each.replace("float32", name) for each in made.__code__.co_names} & vars(found).keys()
+        return f"from {found.__name__} import {', '.join(sorted(used))}\n\n\n{text}"
+
+    return own_kernel(function.replace("float32", name), source)
 
 
 def _kernel(key: tuple[str, str], source: Callable[[], str]) -> Kernel:

@@ -1,5 +1,6 @@
 """A row of a machine before it has addresses: what a primitive says of a kernel that computes it."""
 
+import math
 import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
@@ -7,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from minigan.backend import Array
-from minigan.kernels.objects import Kernel
+from minigan.kernels.objects import Kernel, kernel_of
 
 
 class Operand(NamedTuple):
@@ -28,15 +29,17 @@ class Scratch(NamedTuple):
     nbytes: int
 
 
-Word = int | Operand | Result | Scratch | Array
+Word = int | float | Operand | Result | Scratch | Array
 
 
 class Plan(NamedTuple):
     """A row: its head (see `minigan.kernels.machine`), and its words from 5 on.
 
-    An array among the words stands for its own address. With `epilogue` the last two words are 0, or the kernel and the
-    row of what is called for some rows at a time of the result as a matrix (all axes but the last, the last), as soon
-    as they are complete.
+    An array among the words stands for its own address, a float for its bits, and a `minigan.trace.Slot` for the
+    address of its number. With `epilogue` the last two words are 0, or the kernel and the row of what is called for
+    some rows at a time of the result as a matrix (all axes but the last, the last), as soon as they are complete.
+    Whether threads share the work is decided by `work`, in numbers that a loop reads or writes in the same time, or by
+    the call's flops if that is 0.
     """
 
     kernel: Kernel
@@ -46,6 +49,7 @@ class Plan(NamedTuple):
     quantum: int
     words: tuple[Word, ...]
     epilogue: bool = False
+    work: int = 0
 
 
 class Spec(Protocol):
@@ -98,3 +102,26 @@ def run(plan: Plan, outs: Sequence[Array], inputs: Sequence[Array]) -> None:
             case _:
                 row[k] = word.ctypes.data
     plan.kernel.function(row.ctypes.data, 0, plan.n, 0, plan.m)
+
+
+def places(shape: Sequence[int], strides: Sequence[int]) -> Array:
+    """Offsets of all elements of an array, in row-major order."""
+    found = np.zeros(1, np.int64)
+    for n, stride in zip(shape, strides, strict=True):
+        found = np.add.outer(found, np.arange(n) * stride).reshape(-1)
+    return found
+
+
+# Copies
+
+
+def copied(outs: Sequence[Spec], inputs: Sequence[Spec], parts: int) -> Plan | None:
+    """The row that copies an array in any layout to one in row-major order; `None` if there are no elements."""
+    (x,) = inputs
+    item = x.dtype.itemsize
+    if 0 in x.shape or not x.shape or x.strides[-1] % item or x.dtype.kind not in "biuf":
+        return None
+    *outer, m = x.shape
+    n = math.prod(outer)
+    words = Operand(0), places(outer, x.strides[:-1]), x.strides[-1] // item, Result(0)
+    return Plan(kernel_of("copy", "copy_float32", x.dtype), n, m, 0, 1, words, work=2 * n * m)

@@ -15,10 +15,12 @@ import numpy as np
 
 from minigan.backend import FLOATS, Array
 from minigan.errors import ConfigError, DTypeError, GraphError
+from minigan.kernels import rows
 from minigan.kernels.launch import Loop
+from minigan.kernels.objects import kernel_of
 from minigan.tape import Input, Primitive, Sample, apply, no_grad
 from minigan.tensor import Tensor, TensorLike, lift, where
-from minigan.trace import host, state
+from minigan.trace import Slot, host, state
 
 _COUNTER_WORDS = 5  # key, key, draw, step, step
 
@@ -62,12 +64,25 @@ def _philox_numpy(words: Array, counter: Array) -> None:
 
 _philox = Loop(_philox_loop, _philox_numpy, exact=True)
 _COUNTER = Input((_COUNTER_WORDS,), "counter")
+
+
+def _bits_row(
+    outs: Sequence[rows.Spec], inputs: Sequence[rows.Spec], parts: int, blocks: int
+) -> rows.Plan | None:
+    if not blocks or not rows.row_major(inputs):
+        return None
+    return rows.Plan(
+        kernel_of("random", "bits"), blocks, 1, 0, 16, (rows.Operand(0), rows.Result(0)), work=32 * blocks
+    )
+
+
 _bits = Primitive(
     "random_bits",
     lambda counter, blocks: (((blocks, 4), np.uint32),),
-    kernel=lambda outs, counter, blocks: _philox(outs[0], counter),
+    kernel=lambda outs, counter, blocks: _philox(outs[0], np.ascontiguousarray(counter)),
     flops=lambda counter, blocks: 0,
-    samples=(Sample((_COUNTER,), {"blocks": 5}),),
+    samples=(Sample((_COUNTER,), {"blocks": 5}), Sample((_COUNTER,), {"blocks": 70})),
+    row=_bits_row,
 )
 
 
@@ -105,21 +120,60 @@ def _normal_kernel(
     outs[0][...] = (pairs[:size] + mean).reshape(outs[0].shape)
 
 
-def _distribution(name: str, kernel: Any, **settings: float) -> Primitive:
+def _uniform_row(
+    outs: Sequence[rows.Spec],
+    inputs: Sequence[rows.Spec],
+    parts: int,
+    shape: tuple[int, ...],
+    low: float,
+    high: float,
+    dtype: Any,
+) -> rows.Plan | None:
+    n = math.prod(shape)
+    if not n or not rows.row_major(inputs):
+        return None
+    words = rows.Operand(0), rows.Result(0), high - low, low
+    return rows.Plan(kernel_of("random", f"uniform_{dtype}"), n, 1, 0, 16, words, work=2 * n)
+
+
+def _normal_row(
+    outs: Sequence[rows.Spec],
+    inputs: Sequence[rows.Spec],
+    parts: int,
+    shape: tuple[int, ...],
+    mean: float,
+    std: float,
+    dtype: Any,
+) -> rows.Plan | None:
+    n = math.prod(shape)
+    if not n or not rows.row_major(inputs):
+        return None
+    words = (
+        rows.Operand(0),
+        rows.Result(0),
+        n,
+        *(x if isinstance(x, Slot) else np.array([x]) for x in (mean, std)),
+    )
+    return rows.Plan(kernel_of("random", f"normal_{dtype}"), -(-n // 2), 1, 0, 16, words, work=16 * n)
+
+
+def _distribution(name: str, kernel: Any, row: Any, **settings: float) -> Primitive:
     return Primitive(
         name,
         lambda bits, shape, dtype, **settings: ((shape, dtype),),
         kernel=kernel,
         flops=lambda bits, shape, **settings: math.prod(shape),
         samples=tuple(
-            Sample((Input((4, 4), "counter"),), {"shape": (2, 3), "dtype": dtype, **settings})
+            Sample((Input((4, 4), "counter"),), {"shape": shape, "dtype": dtype, **settings})
             for dtype in FLOATS
+            for shape in ((2, 3), (7,))
         ),
+        row=row,
     )
 
 
-_uniform = _distribution("uniform", _uniform_kernel, low=-1.0, high=1.0)
-_normal = _distribution("normal", _normal_kernel, mean=0.0, std=1.0)
+_uniform = _distribution("uniform", _uniform_kernel, _uniform_row, low=-1.0, high=1.0)
+_normal = _distribution("normal", _normal_kernel, _normal_row, mean=0.0, std=1.0)
 
 
 def _as_float(value: float) -> float:

@@ -12,13 +12,16 @@ import numpy as np
 
 from minigan.backend import Array, Spec
 from minigan.errors import DTypeError, ShapeError
+from minigan.kernels import rows
 from minigan.kernels.launch import Loop
+from minigan.kernels.objects import kernel_of
 from minigan.linear import Axis, add_at, add_up, axes_of, axis_of, infer_reduction, integer, reduced, spread
 from minigan.ops.elementwise import sqrt
 from minigan.pointwise import check_float
 from minigan.tape import Input, Primitive, Sample, apply, same_spec
 from minigan.tensor import Tensor, TensorLike, lift, mean, sum, where
 
+EXP_WORK = 8  # of a row with exponentials, in numbers that a loop reads or writes
 _AXES = (((2, 3), (1,), False), ((3, 2), (0,), True), ((2, 2, 3), (0, 2), False), ((4,), (0,), False))
 EDGES = (0.0, -0.0, 1e-40, 1e4, -1e4, math.inf, -math.inf, math.nan)
 
@@ -225,6 +228,24 @@ def _logsumexp_kernel(outs: Sequence[Array], x: Array, axes: tuple[int, ...], ke
         outs[0][...] = (np.log(total) + top).reshape(outs[0].shape)
 
 
+def _logsumexp_row(
+    outs: Sequence[rows.Spec], inputs: Sequence[rows.Spec], parts: int, axes: tuple[int, ...], keepdims: bool
+) -> rows.Plan | None:
+    n, m = _rows_of(inputs[0], axes)
+    if not m:
+        return None
+    kernel = kernel_of("softmax", "logsumexp_float32", inputs[0].dtype)
+    return rows.Plan(kernel, n, 1, 0, 16, (rows.Operand(0), rows.Result(0), m), work=EXP_WORK * n * m)
+
+
+def _rows_of(x: rows.Spec, axes: tuple[int, ...]) -> tuple[int, int]:
+    """How many rows there are along the last axes, one behind the other in memory, and numbers in each; or (0, 0)."""
+    first = len(x.shape) - len(axes)
+    if not axes or axes[0] != first or not rows.row_major([x]):
+        return 0, 0
+    return math.prod(x.shape[:first]), math.prod(x.shape[first:])
+
+
 _logsumexp = Primitive(
     "logsumexp",
     infer_reduction("logsumexp"),
@@ -233,6 +254,7 @@ _logsumexp = Primitive(
     smooth=True,
     flops=lambda x, axes, keepdims: 3 * x.size,
     samples=_reduction_samples(),
+    row=_logsumexp_row,
 )
 
 
@@ -263,6 +285,19 @@ def _softmax_vjp(gy: Any, y: Any, x: Any, axes: tuple[int, ...]) -> Any:
     return (lambda: y * (gy - sum(gy * y, axes, keepdims=True)),)
 
 
+def _softmax_row(
+    outs: Sequence[rows.Spec], inputs: Sequence[rows.Spec], parts: int, axes: tuple[int, ...]
+) -> rows.Plan | None:
+    n, m = _rows_of(inputs[0], axes)
+    if not m:
+        return None
+    kernel, words = (
+        kernel_of("softmax", "softmax_float32", inputs[0].dtype),
+        (rows.Operand(0), rows.Result(0), 0, 0),
+    )
+    return rows.Plan(kernel, n, m, 0, 1, words, epilogue=len(axes) == 1, work=EXP_WORK * n * m)
+
+
 _softmax = Primitive(
     "softmax",
     _softmax_infer,
@@ -271,6 +306,7 @@ _softmax = Primitive(
     smooth=True,
     flops=lambda x, axes: 4 * x.size,
     samples=tuple(Sample((Input(s),), {"axes": axes}, None, EDGES) for s, axes, _ in _AXES),
+    row=_softmax_row,
 )
 
 

@@ -287,11 +287,17 @@ class Builder:
                 self.table.append(self._address(call.outs[word.number]))
             elif isinstance(word, Scratch):
                 self.table.append(self.base + self.offsets[node, Plan, k])
+            elif isinstance(word, float):
+                self.table.append(self._number(word))
             else:
                 self.table.append(word if isinstance(word, int) else address(word))
         if behind >= 0:
             self._behind(behind)
         return start
+
+    def _number(self, value: float) -> int:
+        """The bits of a number, or the address of one that is worked out anew in every run."""
+        return address(self.numbers) + 8 * value.index if isinstance(value, Slot) else as_word(value)
 
     def _head(self, kernel: int, n: int, m: int, split: int, quantum: int) -> int:
         start = len(self.table)
@@ -310,8 +316,7 @@ class Builder:
             elif isinstance(word, Scratch):
                 self.table.append(self.base + self.offsets[node, Text, k])
             elif isinstance(word, float):
-                number = address(self.numbers) + 8 * word.index if isinstance(word, Slot) else as_word(word)
-                self.table.append(number)
+                self.table.append(self._number(word))
             else:
                 self.table.append(word)
         return start

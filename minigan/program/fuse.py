@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minigan.backend import FLOATS
+from minigan.kernels.layout import SPLIT_N
 from minigan.kernels.rows import Plan
 from minigan.linear import CAST, MATMUL, MEAN, SUM
 from minigan.ops.reduce import NORM
@@ -360,7 +361,7 @@ def _one_pass(ours: Sequence[Walk], theirs: Sequence[Walk]) -> bool:
 
 
 def _open(node: Node, walks: Sequence[Walk]) -> bool:
-    """Whether these may stand behind a product: its result only as it is, and sums only over whole columns."""
+    """Whether these may stand behind a product: its result only as it is, and sums only over what is complete."""
     if node.product is None:
         return True
     (result,) = node.product.outs
@@ -372,8 +373,9 @@ def _open(node: Node, walks: Sequence[Walk]) -> bool:
     reads = [a for w in walks for a in w.inputs if a.ref.buffer is result.buffer]
     if any(w.call.primitive.donates for w in walks):
         return False
-    # Other products than those of matrices have their rows complete a few at a time.
-    allowed = ("", "columns", "finite") if node.plan is None else ("", "finite")
+    # A product of matrices is complete a few columns at a time, what is planned a few rows, if threads share these.
+    whole = "columns" if node.plan is None else "rows" if node.plan.split == SPLIT_N else ""
+    allowed = ("", "finite", whole)
     return all(a.key == there.key for a in reads) and all(sum_kind(w) in allowed for w in walks)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from minigan.program.build import Built, Row
 from minigan.program.capture import Buffer, Ref
 from minigan.program.loops import Address
+from minigan.program.plan import in_machine
 from minigan.trace import Slot
 
 
@@ -28,7 +29,7 @@ def listing(built: Built, inputs: Iterable[Buffer]) -> str:
         ]
         what = " · ".join(_operation(call.primitive.name, call.attributes) for call in row.node.calls)
         costs = f"{_units(_flops(row), 'flop')}, {_units(_nbytes(row), 'B')}"
-        by = "" if row.text or row.node.kind == "product" or built.machine else ", Python"
+        by = "" if built.machine and in_machine(row.node) else ", Python"
         lines.append(f"{', '.join(written) or '-'} <- {what} <- {', '.join(read)}  [{costs}{by}]")
     flops, nbytes = sum(map(_flops, built.rows)), sum(map(_nbytes, built.rows))
     lines.append(

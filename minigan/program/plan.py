@@ -38,6 +38,8 @@ class Life(NamedTuple):
 
 def is_large(node: Node) -> bool:
     """Whether it is worth sharing among threads."""
+    if node.plan is not None and node.plan.work:
+        return node.plan.work > SMALL
     if node.product is not None and node.kind == "product":
         return node.product.flops > 32 * SMALL
     arrays = len({x.buffer for call in node.calls for x in (*call.inputs, *call.outs)})
