@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from harness import CHECKS, QUICK, THOROUGH, check_derivatives, check_layouts, differentiable, run, verify
+from harness import CHECKS, QUICK, THOROUGH, check_derivatives, differentiable, run, verify
 
 import minigan as mg
 from minigan.kernels.loops import Formula

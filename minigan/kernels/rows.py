@@ -93,6 +93,8 @@ def run(plan: Plan, outs: Sequence[Array], inputs: Sequence[Array]) -> None:
         match word:
             case int():
                 row[k] = word
+            case float():
+                row[k : k + 1].view(np.float64)[0] = word
             case Scratch():
                 row[k] = _scratch(word.nbytes)
             case Operand():
