@@ -29,7 +29,7 @@ from minigan.files import replacing
 from minigan.guard import POLICIES
 from minigan.pictures import image_grid, points_plot, save_png
 from minigan.report import say
-from minigan.train import build, sampler
+from minigan.train import build, data_digest, sampler
 
 EXITS = ((ConfigError, 2), (DataError, 3), (CheckpointError, 4), (NonFiniteError, 5), (DeviceError, 7))
 COLUMNS = 8  # of a walk between two latents
@@ -111,6 +111,9 @@ def train(
         int | None, _option("Of all random numbers; the same seed, the same run.", least=0)
     ] = None,
     lr: Annotated[float | None, _option("Learning rate of both players at the start.")] = None,
+    conditional: Annotated[
+        bool, _option("Learn the classes too, so that samples can be of one.", "--conditional")
+    ] = False,
     out: Annotated[
         str | None, _option("New folder of the run. Default: runs/PRESET, or runs/PRESET-2 and so on.")
     ] = None,
@@ -137,13 +140,15 @@ def train(
     found = _read(name, {key: config["data"].get(key) for key in presets.SOURCE} | where)
     if table == presets.table("images") and found.samples.ndim == 2:
         name, table = "points", presets.table("points")
-    config = presets.adjusted(table, **changes, shape=found.samples.shape[1:])
-    makes_points = config["generator"]["output"] is None and len(config["generator"]["shape"]) == 1
+    classes = _classes(found) if conditional else None
+    config = presets.adjusted(table, **changes, shape=found.samples.shape[1:], classes=classes)
+    makes_points = config["generator"].get("output", "") is None and len(config["generator"]["shape"]) == 1
     if makes_points != (found.samples.ndim == 2):
         held, made = ("images", "points") if makes_points else ("points", "images")
         raise ConfigError(f"{found.name} holds {held}, but {name} makes {made}: use the preset {held}")
+    labels = None if config["generator"]["classes"] is None else found.labels
     if not resume:
-        _check_repeated(name, config, found)
+        _check_repeated(name, config, found._replace(labels=labels))
     gan, training = build(config), config["training"]
     folder.needed()  # before a folder is made
     with _run_folder(name, out, resume) as path:
@@ -155,6 +160,7 @@ def train(
         try:
             run = gan.fit(
                 found.samples,
+                labels,
                 **{key: value for key, value in training.items() if key != "first_step"},
                 out=path,
                 resume=bool(resume),
@@ -219,6 +225,15 @@ def _read(name: str, where: Mapping[str, Any]) -> data.DataSet:
     return data.read(**where)
 
 
+def _classes(found: data.DataSet) -> int:
+    if found.labels is None:
+        raise DataError(f"{found.name}: has no labels: --conditional needs those of its classes")
+    classes = int(found.labels.max()) + 1
+    if classes > len(found.labels):
+        raise DataError(f"{found.name}: has labels up to {classes - 1} for {len(found.labels)} samples")
+    return classes
+
+
 def _absolute(where: Mapping[str, Any]) -> dict[str, Any]:
     """Where data is, for the settings of a run that may be resumed elsewhere."""
     paths = {key: where[key] for key in ("source", "data_dir") if where[key] not in (None, *data.SETS)}
@@ -231,7 +246,7 @@ def _check_repeated(name: str, config: Mapping[str, Any], found: data.DataSet) -
         raise ConfigError(
             f"{name}: a run that began at step {step:,} is not repeated from its settings alone"
         )
-    if config["data"].get("sha256") not in (None, checkpoint.digest({"images": found.samples})):
+    if config["data"].get("sha256") not in (None, data_digest(found.samples, found.labels)):
         raise DataError(f"{found.name}: is not the data of these settings, which name its SHA-256")
 
 
@@ -277,8 +292,13 @@ def sample(
     n: Annotated[int, _option("How many samples.", "-n", least=1)] = 64,
     seed: Annotated[int, _option("Of the latents.", least=0)] = 0,
     out: Annotated[
-        str, _option(".png: a grid, or a plot of points; .npz: the array `samples`.")
+        str,
+        _option(".png: a grid, or a plot of points; .npz: arrays `samples` and, if conditional, `labels`."),
     ] = "samples.png",
+    label: Annotated[
+        int | None,
+        _option("Of which class, for a conditional generator. Default: a row of each.", "--class", least=0),
+    ] = None,
     raw: Annotated[bool, _option("Use the last weights, not their average.", "--raw")] = False,
     interpolate: Annotated[
         bool, _option(f"In rows of {COLUMNS}, each from one latent to another.", "--interpolate")
@@ -293,15 +313,22 @@ def sample(
     if not os.path.isdir(os.path.dirname(out) or "."):
         raise ConfigError(f"--out {out}: there is no folder {os.path.dirname(out)}")
     source = sampler(run, raw=raw)
-    rows = -(-n // COLUMNS)
-    samples = source.interpolate(rows, COLUMNS, seed) if interpolate else source.sample(n, seed)
+    if interpolate:
+        rows = -(-n // COLUMNS)
+        samples, labels = source.interpolate(rows, COLUMNS, seed, label), source.labels(rows, label)
+        labels = None if labels is None else labels.repeat(COLUMNS)
+        columns: int | None = COLUMNS
+    else:
+        count, labels, columns = source.rows(n, label)
+        samples = source.sample(count, seed, labels)
     if suffix == ".npz":
         with replacing(out) as file:
-            np.savez(file, samples=samples)
+            arrays: dict[str, Any] = {"samples": samples} | ({} if labels is None else {"labels": labels})
+            np.savez(file, **arrays)
     elif source.points:
         points_plot(out, samples[:0], samples)
     else:
-        save_png(out, image_grid(samples, columns=COLUMNS if interpolate else None))
+        save_png(out, image_grid(samples, columns))
     say(f"{len(samples):,} samples in {out}")
 
 

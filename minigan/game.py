@@ -18,7 +18,7 @@ from minigan import losses
 from minigan.backend import FLOATS, Array
 from minigan.errors import CheckpointError, ConfigError, NonFiniteError, ShapeError
 from minigan.losses import Loss
-from minigan.nn.module import ASSIGN, Module, assign, check_arrays
+from minigan.nn.module import ASSIGN, Module, assign, check_arrays, forward
 from minigan.ops import Stream, all_finite, mean, sigmoid
 from minigan.optim import EMA, Adam, Optimizer
 from minigan.penalties import Penalty
@@ -183,7 +183,12 @@ class Game:
         return float(std)
 
     def step(
-        self, reals: Tensor | Sequence[Tensor], latents: Tensor | Sequence[Tensor], *, random: Stream
+        self,
+        reals: Tensor | Sequence[Tensor],
+        latents: Tensor | Sequence[Tensor],
+        *,
+        random: Stream,
+        labels: Tensor | Sequence[Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """One round: `d_steps` steps of the discriminator, one of the generator, the average, in place.
 
@@ -192,6 +197,9 @@ class Game:
             latents: a batch for each step of the discriminator, and one for the generator's unless
                 `share_fake`.
             random: for noise, dropout and penalties; with `stream.at(step)` any step can be repeated.
+            labels: for conditional networks, those of each batch of real samples, integers (N,). They are those of the
+                generated samples too (of the generator's own batch, the last ones): so these have the classes as often
+                as the data, and losses and penalties of pairs compare samples of one class.
 
         Returns: scalars, each from before the update that it leads to: of the discriminator's last step
             `d_loss` (without the penalties), `penalty`, and the mean probabilities `d_real` of D(x) and
@@ -202,16 +210,19 @@ class Game:
             What the update itself makes so (at a rate of 1e38) is found in the next step, or by `require_finite`.
         """
         reals, latents = _as_batches(reals), _as_batches(latents)
+        classes = [None] * len(reals) if labels is None else _as_batches(labels)
         wanted = self.d_steps + (not self.share_fake)
         if len(reals) != self.d_steps or len(latents) != wanted:
             raise ShapeError(
                 f"Game: {len(reals)} real and {len(latents)} latent batches for d_steps={self.d_steps} and"
                 f" share_fake={self.share_fake}, expected {self.d_steps} and {wanted}"
             )
+        if len(classes) != len(reals):
+            raise ShapeError(f"Game: {len(classes)} batches of labels for {len(reals)} real batches")
         host(self._remember)
         try:
             with undone_by(self._recount), self._kept():
-                metrics = self._round(reals, latents, random)
+                metrics = self._round(reals, latents, classes, random)
         except NonFiniteError as error:
             raise NonFiniteError(f"step {self.steps + 1}: {error}") from None
         self._update_average()
@@ -262,29 +273,36 @@ class Game:
         moves_first = self._of_discriminator
         return [*buffers, *(moves_first.state | moves_first.tensors).values()]
 
-    def _round(self, reals: list[Tensor], latents: list[Tensor], random: Stream) -> dict[str, Tensor]:
+    def _round(
+        self, reals: list[Tensor], latents: list[Tensor], classes: Sequence[Tensor | None], random: Stream
+    ) -> dict[str, Tensor]:
+        def generate(latents: Tensor, labels: Tensor | None) -> Tensor:
+            return forward(self.generator, latents, train=True, random=random, labels=labels)
+
         with recording(True):
-            for k, real in enumerate(reals):
+            for k, (real, labels) in enumerate(zip(reals, classes, strict=True)):
                 last = k == self.d_steps - 1
                 with recording(self.share_fake and last):
-                    fake = self.generator(latents[k], train=True, random=random)
-                metrics, d_gradients = self._discriminator_gradients(real, fake.detach(), random)
+                    fake = generate(latents[k], labels)
+                metrics, d_gradients = self._discriminator_gradients(real, fake.detach(), labels, random)
                 if not last or self.update == "alternating":
                     self._of_discriminator.move(d_gradients, self._rate)
             if not self.share_fake:
-                fake = self.generator(latents[-1], train=True, random=random)
-            metrics["g_loss"], g_gradients = self._generator_gradients(real, fake, random)
+                fake = generate(latents[-1], labels)
+            metrics["g_loss"], g_gradients = self._generator_gradients(real, fake, labels, random)
         if self.update == "simultaneous":
             self._of_discriminator.move(d_gradients, self._rate)
         self._of_generator.move(g_gradients, self._rate)
         return metrics
 
-    def _discriminator_gradients(
-        self, real: Tensor, fake: Tensor, random: Stream
-    ) -> tuple[dict[str, Tensor], list[Tensor]]:
-        def judge(x: Tensor) -> Tensor:
-            return self.discriminator(x, train=True, random=random)
+    def _judge(self, labels: Tensor | None, random: Stream) -> Callable[[Tensor], Tensor]:
+        """The discriminator as a function of samples with these labels."""
+        return lambda x: forward(self.discriminator, x, train=True, random=random, labels=labels)
 
+    def _discriminator_gradients(
+        self, real: Tensor, fake: Tensor, labels: Tensor | None, random: Stream
+    ) -> tuple[dict[str, Tensor], list[Tensor]]:
+        judge = self._judge(labels, random)
         with no_grad():
             real, fake = self._noisy(real, random), self._noisy(fake, random)
         real_logits, fake_logits = judge(real), judge(fake)
@@ -302,12 +320,14 @@ class Game:
             }
         return metrics, gradients
 
-    def _generator_gradients(self, real: Tensor, fake: Tensor, random: Stream) -> tuple[Tensor, list[Tensor]]:
-        real_logits = None
+    def _generator_gradients(
+        self, real: Tensor, fake: Tensor, labels: Tensor | None, random: Stream
+    ) -> tuple[Tensor, list[Tensor]]:
+        judge, real_logits = self._judge(labels, random), None
         if self.loss.paired:
             with no_grad():
-                real_logits = self.discriminator(self._noisy(real, random), train=True, random=random)
-        fake_logits = self.discriminator(self._noisy(fake, random), train=True, random=random)
+                real_logits = judge(self._noisy(real, random))
+        fake_logits = judge(self._noisy(fake, random))
         loss = self.loss.generator(real_logits, fake_logits)
         return loss.detach(), self._of_generator.gradients({"g_loss": loss}, self._checked_averages)
 

@@ -94,9 +94,10 @@ def stopping() -> Iterator[_Stops]:
 
 
 class Log:
-    """Means over the steps between two records."""
+    """Means over the steps between two records, and the speed; `images` are the real samples of a step."""
 
-    def __init__(self, start: int, seconds: float = 0.0) -> None:
+    def __init__(self, images: int, start: int, seconds: float = 0.0) -> None:
+        self.images = images
         self.begun = time.perf_counter() - seconds
         self.rows: list[dict[str, float]] = []
         # When the last records were made: the speed is measured over these, so that compiling is soon forgotten.
@@ -115,6 +116,7 @@ class Log:
             **means,
             "seconds": round(now - self.begun, 3),
             "steps_per_second": round(speed, 3),
+            "images_per_second": round(speed * self.images, 1),
         }
 
 
@@ -125,7 +127,7 @@ class Loop:
         gan: what is trained.
         step: makes one round of the game and gives its metrics.
         batches: on which batches.
-        compared: some of the data, floats (N, ...), for pictures and the distance to it.
+        compared: some of the data, for pictures and the distance to it: one batch.
         plan: for how long, and how often what is done.
         guard: what follows a NaN.
         config: all settings, for the checkpoints.
@@ -138,20 +140,21 @@ class Loop:
         gan: Trainable,
         step: Callable[[Batches], dict[str, Tensor]],
         batches: Batches,
-        compared: Array,
+        compared: Batches,
         plan: Plan,
         guard: Guard,
         config: Mapping[str, Any],
         folder: RunFolder | None,
         shown: Progress,
     ) -> None:
-        self.gan, self.step, self.batches, self.compared = gan, step, batches, compared
+        self.gan, self.step, self.batches = gan, step, batches
+        self.compared, self.compared_labels = compared.at(0), compared.labels_at(0)
         self.plan, self.config = plan, config
         self.folder, self.shown = folder, shown
         self.guard, self.watch = guard, Watch()
         self.records: list[Record] = []
         self.events: list[dict[str, Any]] = []
-        self.log = Log(gan.game.steps)
+        self.log = self._new_log(0.0)
         self.saved = ""  # the last checkpoint
         if folder:
             folder.note = self.tell
@@ -162,7 +165,7 @@ class Loop:
         about, path = found.about, found.path
         self.resumed, self.saved, self.records = True, path, records
         self.guard.faults = about["faults"]
-        self.log = Log(self.gan.game.steps, records[-1]["seconds"] if records else 0.0)
+        self.log = self._new_log(records[-1]["seconds"] if records else 0.0)
         self.log.rows = [dict(row) for row in about["rows"]]
         self._watch_again()
         for note in notes:
@@ -171,6 +174,9 @@ class Loop:
         if other:
             self.tell("environment", f"the bits of the run may change where it goes on: {'; '.join(other)}")
         self.tell("resumed", f"resumed from {path}")
+
+    def _new_log(self, seconds: float) -> Log:
+        return Log(self.batches.batch * self.gan.game.d_steps, self.gan.game.steps, seconds)
 
     def run(self) -> None:
         """Train to the last step.
@@ -267,7 +273,7 @@ class Loop:
     def _distance(self) -> float | None:
         """The sliced Wasserstein distance of samples to data, in pixels or the points' unit."""
         real = self.compared
-        made = self.gan.sampler().sample(len(real), self.gan.seed).reshape(real.shape)
+        made = self.gan.sampler().sample(len(real), self.gan.seed, self.compared_labels).reshape(real.shape)
         distance = sliced_wasserstein(real, made)
         return distance if math.isfinite(distance) else None
 
@@ -315,9 +321,12 @@ class Loop:
 
         def draw(path: str) -> None:
             if sampler.points:
-                pictures.points_plot(path, real, sampler.sample(len(real), seed), self._judge)
+                # What the discriminator finds is one picture for each class.
+                judge = self._judge if sampler.classes is None else None
+                pictures.points_plot(path, real, sampler.sample(len(real), seed), judge)
             else:
-                pictures.save_png(path, pictures.image_grid(sampler.sample(GRID, seed)))
+                count, labels, columns = sampler.rows(GRID)
+                pictures.save_png(path, pictures.image_grid(sampler.sample(count, seed, labels), columns))
 
         self.folder.draw("pictures", self.folder.samples(self.gan.game.steps), draw)
 
@@ -338,9 +347,10 @@ class Loop:
         shown = [(folder.samples(self.gan.game.steps), "Samples after the last step")]
 
         def compare(path: str) -> None:
-            made = sampler.sample(BESIDE, self.gan.seed)
-            real = self.compared[:BESIDE].reshape(-1, *made.shape[1:])
-            pictures.save_png(path, pictures.side_by_side(real, made[: len(real)]))
+            real = self.compared[:BESIDE]
+            labels = None if self.compared_labels is None else self.compared_labels[:BESIDE]
+            made = sampler.sample(len(real), self.gan.seed, labels)
+            pictures.save_png(path, pictures.side_by_side(real.reshape(made.shape), made))
 
         def report(path: str) -> None:
             last = {name: f"{value:.4g}" for name, value in self.records[-1].items()} if self.records else {}

@@ -12,13 +12,16 @@ SOURCE = ("source", "data_dir", "size", "channels")  # of what is known of data,
 
 
 class Preset(NamedTuple):
-    """Settings that train on a data set: the article's networks, Adam falling to rate 0, R1.
+    """Settings that train on a data set: networks, Adam falling to rate 0, a loss with penalties.
 
     Attributes:
         source: the data set; empty for data of one's own.
         shape: of one sample; empty if it is that of the data.
+        lr, d_lr: of the generator, and of the discriminator if it has another.
         decay_from: the part of the run after which the rates fall.
         penalties: their names and weights.
+        model: of both networks, such as "mlp" for `mlp_generator` and `mlp_discriminator`.
+        network, generator: settings of both networks, and of the generator alone.
     """
 
     source: str = ""
@@ -26,28 +29,33 @@ class Preset(NamedTuple):
     steps: int = 20_000
     batch: int = 64
     lr: float = 2e-3
+    d_lr: float | None = None
     b1: float = 0.5
     b2: float = 0.999
     decay_from: float = 0.5
     loss: str = "non_saturating"
     penalties: tuple[tuple[str, float], ...] = (("r1", 0.3),)
-    hidden: tuple[int, ...] = (128, 128)
-    latent: int = 100
-    output: str = "sigmoid"
+    model: str = "mlp"
+    network: Mapping[str, Any] = {"hidden": (128, 128)}
+    generator: Mapping[str, Any] = {"latent": 100, "output": "sigmoid"}
 
     def table(self) -> dict[str, Any]:
         """The configuration, without what follows from the rest."""
-        network = {"hidden": self.hidden, **({"shape": self.shape} if self.shape else {})}
-        curve = {"name": "linear", "lr": self.lr, "begin": self.decay_from}
-        return {
+        network = {**self.network, **({"shape": self.shape} if self.shape else {})}
+        found = {
             "loss": self.loss,
-            "generator": {"model": "mlp_generator", "latent": self.latent, **network, "output": self.output},
-            "discriminator": {"model": "mlp_discriminator", **network},
-            "optimizer": {"name": "Adam", "lr": curve, "b1": self.b1, "b2": self.b2},
+            "generator": {"model": f"{self.model}_generator", **network, **self.generator},
+            "discriminator": {"model": f"{self.model}_discriminator", **network},
+            "optimizer": self._adam(self.lr),
             "penalty": [{"name": name, "weight": weight} for name, weight in self.penalties],
             "training": {"steps": self.steps, "batch": self.batch},
             "data": {"source": self.source} if self.source else {},
         }
+        return found if self.d_lr is None else found | {"discriminator_optimizer": self._adam(self.d_lr)}
+
+    def _adam(self, lr: float) -> dict[str, Any]:
+        curve = {"name": "linear", "lr": lr, "begin": self.decay_from}
+        return {"name": "Adam", "lr": curve, "b1": self.b1, "b2": self.b2}
 
 
 # Mixtures in the plane, where the relativistic loss with R1 and R2 converges (Huang et al. 2024, Theorem 3.1). Found by
@@ -61,10 +69,15 @@ POINTS = Preset(
     decay_from=0.3,
     loss="relativistic",
     penalties=(("r1", 0.05), ("r2", 0.05)),
-    hidden=(128, 128, 128),
-    latent=2,
-    output="none",
+    network={"hidden": (128, 128, 128)},
+    generator={"latent": 2, "output": "none"},
 )
+
+# Convolutions: the settings of the papers, with rates that fall, and widths for a run of minutes on two cores.
+CONV = Preset(
+    "mnist", (28, 28, 1), 6_000, lr=2e-4, penalties=(), model="dcgan", network={}, generator={"latent": 100}
+)
+HINGE = CONV._replace(loss="hinge", b1=0.0, b2=0.9)  # Miyato et al. 2018; Zhang et al. 2019
 
 PRESETS = {
     "digits": Preset("digits", (8, 8, 1), 6_000, lr=3e-3, penalties=(("r1", 0.1),)),
@@ -72,6 +85,13 @@ PRESETS = {
     # A weight of 0.1 leaves a grain of single pixels, of 10 little but outlines: the mean absolute Laplacian of the
     # samples is 1.26 and 0.76 of that of the data, with 5 it is 0.85.
     "fashion": Preset("fashion", (28, 28, 1), b2=0.99, penalties=(("r1", 5.0),)),
+    "dcgan": CONV,
+    "resnet": HINGE._replace(model="resnet", network={"width": 32}),
+    "sagan": HINGE._replace(model="sagan", lr=1e-4, d_lr=4e-4),
+    "cvtgan": CONV._replace(model="cvtgan", b2=0.99, penalties=(("r1", 1.0),)),
+    "r3gan": CONV._replace(
+        model="r3gan", b1=0.0, b2=0.99, loss="relativistic", penalties=(("r1", 1.0), ("r2", 1.0))
+    ),
     "ring": POINTS._replace(
         source="ring", shape=(2,), steps=8_000, lr=2e-3, penalties=(("r1", 0.01), ("r2", 0.01))
     ),
@@ -105,6 +125,7 @@ def adjusted(
     seed: int | None = None,
     lr: float | None = None,
     shape: Sequence[int] | None = None,
+    classes: int | None = None,
 ) -> dict[str, Any]:
     """The whole of a configuration, in which some values are others, and with them those that follow them.
 
@@ -114,6 +135,7 @@ def adjusted(
         seed: of the run, and of the networks with the same one.
         lr: of both optimisers, at the start.
         shape: of the samples: the networks', unless the configuration has shapes of its own for the same data.
+        classes: of both networks, which makes them conditional.
 
     Raises `ConfigError` as `settings.check` does.
     """
@@ -136,6 +158,8 @@ def adjusted(
             network["seed"] = seed
         if shape and (others or not any("shape" in config[who] for who in PLAYERS)):
             network["shape"] = list(shape)
+        if classes is not None:
+            network["classes"] = classes
     return settings.check(whole | ({} if seed is None else {"seed": seed}))
 
 

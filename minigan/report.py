@@ -118,8 +118,13 @@ class Bar(Progress):
 def _values(record: Record) -> str:
     return (
         f"D {record['d_loss']:.3f}  G {record['g_loss']:.3f}  D(x) {record['d_real']:.2f}"
-        f"  D(G(z)) {record['d_fake']:.2f}  {record['steps_per_second']:.0f} steps/s"
+        f"  D(G(z)) {record['d_fake']:.2f}  {_speed(record['steps_per_second'])} steps/s"
+        f"  {_speed(record['images_per_second'])} images/s"
     )
+
+
+def _speed(x: float) -> str:
+    return f"{x:.2g}" if x < 10 else f"{x:,.0f}"
 
 
 def _left(record: Record, stop: int) -> str:

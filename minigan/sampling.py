@@ -1,18 +1,21 @@
 """Samples from a generator: from a seed to latents, and from these to images or points."""
 
 import math
+from typing import Any
 
 import numpy as np
 
 from minigan.backend import Array
+from minigan.data.sampler import as_labels
 from minigan.errors import ConfigError
 from minigan.nn import Module
+from minigan.nn.module import forward
 from minigan.ops.random import Stream
 from minigan.tape import no_grad
 from minigan.tensor import Tensor
 
 LATENTS = ("uniform", "normal")
-CHUNK = 4096  # samples made at a time, so that the memory of the layers does not grow with their number
+CHUNK = 256  # samples made at a time, so that the memory of the layers does not grow with their number
 
 
 def positive(**settings: int) -> None:
@@ -27,12 +30,16 @@ class Sampler:
 
     Args:
         generator: from latents (N, latent) to samples (N, *shape); `latent` and `shape` are attributes of it, and
-            `bounds` may say between which values a sample lies.
+            `bounds` may say between which values a sample lies, and `classes` how many its labels are of.
         latent: what latents are drawn from, "uniform" in (-1, 1) or "normal" (0, 1).
 
     Attributes:
         points: samples are points of any value, as those of a generator without a last activation whose shape is
             flat; otherwise they are images.
+        classes: of the labels that the generator is called with, or `None`.
+
+    Samples are drawn as outside of training: batch norm goes by its running statistics. Those of averaged weights are
+    those of the weights that were trained.
 
     >>> import minigan as mg
     >>> from minigan.sampling import Sampler
@@ -52,6 +59,7 @@ class Sampler:
         self.dtype = next((p.dtype for p in generator.parameters().values()), np.dtype(np.float32))
         bounds = getattr(generator, "bounds", (0.0, 1.0))
         self.points = len(self.shape) == 1 and bounds is None
+        self.classes: int | None = getattr(generator, "classes", None)
         # Samples of a tanh lie in (-1, 1), images in [0, 1]: x ↦ 2 x - 1 takes the one to the other.
         self.signed = bounds == (-1.0, 1.0)
 
@@ -62,13 +70,52 @@ class Sampler:
             return stream.normal(shape, dtype=self.dtype)
         return stream.uniform(shape, -1.0, 1.0, dtype=self.dtype)
 
-    def sample(self, n: int, seed: int = 0) -> Array:
+    def sample(self, n: int, seed: int = 0, labels: Any = None) -> Array:
         """`n` samples, as `GAN.sample` gives them."""
         positive(n=n)
-        return self._generate(self.draw(Stream(seed, "sample"), n).numpy())
+        return self._generate(self.draw(Stream(seed, "sample"), n).numpy(), self.labels(n, labels))
 
-    def interpolate(self, rows: int, columns: int, seed: int = 0) -> Array:
+    def labels(self, n: int, labels: Any = None) -> Array | None:
+        """The labels of `n` samples, int64 (n,): one for all, those given, or else all classes in turn.
+
+        `None` for a generator without classes, and `ConfigError` if labels are given for it, or one that does not
+        exist; `DataError` for an array of other labels.
+
+        >>> import minigan as mg
+        >>> from minigan.sampling import Sampler
+        >>> Sampler(mg.models.mlp_generator(8, (16,), (8, 8, 1), classes=3)).labels(5)
+        array([0, 1, 2, 0, 1])
+        """
+        if self.classes is None:
+            if labels is not None:
+                raise ConfigError("the generator has no classes: it cannot draw samples of one")
+            return None
+        if labels is None:
+            return np.arange(n) % self.classes
+        if np.ndim(labels):
+            return as_labels(labels, n, self.classes)
+        if (
+            isinstance(labels, bool)
+            or not isinstance(labels, (int, np.integer))
+            or not 0 <= labels < self.classes
+        ):
+            raise ConfigError(f"class {labels!r}: expected an integer from 0 to {self.classes - 1}")
+        return np.full(n, labels, np.int64)
+
+    def rows(self, n: int, labels: Any = None) -> tuple[int, Array | None, int | None]:
+        """For a picture of about `n` samples: how many to draw, their labels, and how many stand in a row.
+
+        Each class has a row of its own, where labels are not given; otherwise the number in a row is `None`.
+        """
+        if self.classes is None or labels is not None:
+            return n, self.labels(n, labels), None
+        each = -(-n // self.classes)
+        return each * self.classes, np.repeat(np.arange(self.classes), each), each
+
+    def interpolate(self, rows: int, columns: int, seed: int = 0, labels: Any = None) -> Array:
         """Samples along `rows` walks of `columns` steps, each from one latent to another, row after row.
+
+        labels: as for `labels`, one for each walk.
 
         The walks are straight for uniform latents. For normal ones they keep to the sphere on which these lie: at t
         between a and b, (sin((1-t) ω) a + sin(t ω) b) / sin ω with ω the angle between them (White 2016, "Sampling
@@ -87,13 +134,21 @@ class Sampler:
             from_start = np.where(curved, np.sin((1 - t) * angle) / sine, 1 - t)
             from_end = np.where(curved, np.sin(t * angle) / sine, t)
         walk = from_start * start + from_end * end
-        return self._generate(walk.reshape(-1, *self.latents).astype(self.dtype))
+        known = self.labels(rows, labels)
+        return self._generate(
+            walk.reshape(-1, *self.latents).astype(self.dtype),
+            None if known is None else known.repeat(columns),
+        )
 
-    def _generate(self, latents: Array) -> Array:
+    def _generate(self, latents: Array, labels: Array | None) -> Array:
+        def part(chosen: slice) -> Array:
+            known = None if labels is None else Tensor(labels[chosen])
+            return forward(
+                self.generator, Tensor(latents[chosen]), train=False, random=None, labels=known
+            ).numpy()
+
         with no_grad():
-            parts = [
-                self.generator(Tensor(latents[i : i + CHUNK])).numpy() for i in range(0, len(latents), CHUNK)
-            ]
+            parts = [part(slice(i, i + CHUNK)) for i in range(0, len(latents), CHUNK)]
         samples = np.concatenate(parts).astype(np.float32, copy=False)
         if self.points:
             return samples

@@ -24,7 +24,7 @@ from minigan.ops import Stream
 from minigan.optim import Curve, Optimizer
 from minigan.penalties import Penalty
 from minigan.sampling import LATENTS
-from minigan.tensor import Tensor, tensor
+from minigan.tensor import Tensor
 
 Table = dict[str, Any]
 Field = tuple[Any, Any]  # the type and the default of a setting
@@ -33,6 +33,7 @@ REQUIRED: Any = inspect.Parameter.empty
 NONE = "none"  # TOML has no null
 LONGEST = 63  # of a list: NumPy's arrays have at most 64 axes, and one is the batch
 DEEPEST = 20  # of tables
+KINDS = ("mlp", "dcgan", "resnet", "sagan", "cvtgan", "r3gan")  # of networks
 
 
 def _by_name(*functions: Callable[..., Any]) -> dict[str, Any]:
@@ -40,8 +41,8 @@ def _by_name(*functions: Callable[..., Any]) -> dict[str, Any]:
 
 
 _MODELS = {
-    "generator": _by_name(models.mlp_generator),
-    "discriminator": _by_name(models.mlp_discriminator),
+    who: _by_name(*(getattr(models, f"{kind}_{who}") for kind in KINDS))
+    for who in ("generator", "discriminator")
 }
 _PENALTIES = _by_name(penalties.r1, penalties.r2, penalties.wgan_gp, penalties.dragan)
 _OPTIMIZERS = _by_name(optim.SGD, optim.RMSProp, optim.Adam)
@@ -217,7 +218,9 @@ def check(config: Mapping[str, Any], shape: Sequence[int] | None = None) -> Tabl
     """The configuration of a run with every setting in it: those given, and the functions' defaults.
 
     A seed of a network that is not given is that of the run; the `steps` of a schedule are those of the training; the
-    optimiser of the discriminator is the generator's; and the shape of a network is `shape`, or the other network's.
+    optimiser of the discriminator is the generator's; the shape of a network is `shape`, or the other network's; and
+    its classes are those of the other network.
+
     What is off is `None` in the result, and "none" in a file.
 
     Raises: `ConfigError` that names the table and the key, for one that does not exist, with the nearest one that
@@ -235,8 +238,10 @@ def check(config: Mapping[str, Any], shape: Sequence[int] | None = None) -> Tabl
     if isinstance(given.get("penalty"), dict):
         given["penalty"] = [given["penalty"]]
     checked = _filled("", given, _GAN, training["steps"])
-    shapes = [shape, *(checked[who].get("shape") for who in _MODELS)]
-    defaults = {"seed": checked["seed"]} | {k: v for v in shapes[::-1] if v for k in ["shape"]}
+    defaults = {"seed": checked["seed"]}
+    for key, first in (("shape", shape), ("classes", None)):
+        if value := first or next(filter(None, (checked[who].get(key) for who in _MODELS)), None):
+            defaults[key] = value
     for who in _MODELS:
         checked[who] = _called(who, checked[who], "model", _MODELS[who], **plain(defaults))
     checked["discriminator_optimizer"] = checked["discriminator_optimizer"] or checked["optimizer"]
@@ -299,7 +304,7 @@ def build_network(config: Mapping[str, Any], limit: int | None = None) -> Module
             left -= math.prod(shape)
             if left < 0:
                 raise ConfigError(f"the network has more weights than {limit}: layer of shape {shape}")
-            return tensor(0.0)
+            return Tensor(np.broadcast_to(np.ones((), dtype), shape))  # which takes no memory
 
         function(**settings, init=count)
     return function(**settings, init=init)  # type: ignore[no-any-return]

@@ -37,8 +37,8 @@ class Run(NamedTuple):
 
     Attributes:
         records: a dict per 10 steps: `step` (made so far), the means over these steps of the losses `d_loss` and
-            `g_loss`, of `penalty`, and of `d_real` and `d_fake`, the mean D(x) and D(G(z)); `seconds` since the start
-            and `steps_per_second`.
+            `g_loss`, of `penalty`, and of `d_real` and `d_fake`, the mean D(x) and D(G(z)); `seconds` since the start,
+            `steps_per_second` and `images_per_second`, the real samples that the discriminator sees.
         out: the run folder, or `None`.
         seconds: the time that training took, compilation and pictures included.
         events: a dict per warning, skipped step, rollback, and so on: `step`, `event`, its kind, and `message`.
@@ -63,6 +63,9 @@ class GAN:
         ema, d_steps, update, share_fake, smoothing, noise: as for `minigan.Game`.
         latent: what latents are drawn from, "uniform" in (-1, 1) or "normal" (0, 1).
         seed: of latents, batches, noise; the networks' weights have seeds of their own.
+
+    Both networks are conditional, or none: where they have an attribute `classes`, they are called with `labels`, those
+    of the real samples in training, and have to be `minigan.nn.Conditional`.
 
     Raises: `ConfigError` for a setting outside its range.
 
@@ -99,6 +102,11 @@ class GAN:
             raise ConfigError(
                 f"the generator makes samples of {shapes[0]}, the discriminator takes {shapes[1]}"
             )
+        of_classes = [getattr(network, "classes", None) for network in (generator, discriminator)]
+        if of_classes[0] != of_classes[1]:
+            raise ConfigError(
+                f"the generator is for {of_classes[0]} classes, the discriminator for {of_classes[1]}"
+            )
         self.seed = seed
         self.optimizer = optimizer or Adam(1e-3, b1=0.5)
         self.discriminator_optimizer = discriminator_optimizer or self.optimizer
@@ -131,7 +139,10 @@ class GAN:
             self._sampler.draw(self._prior, batches.batch)
             for _ in range(game.d_steps + (not game.share_fake))
         ]
-        metrics = game.step(reals, latents, random=self._noise)
+        labels = None
+        if batches.labels is not None:
+            labels = [asarray(host(lambda k=k: self._labels(batches, k))) for k in range(game.d_steps)]  # type: ignore[misc]
+        metrics = game.step(reals, latents, random=self._noise, labels=labels)
         return {name: metrics[name] for name in LOGGED}
 
     def _seek(self) -> None:
@@ -140,13 +151,20 @@ class GAN:
 
     def _real(self, batches: Batches, k: int) -> Array:
         """The batch of the discriminator's step `k` of this round."""
-        batch = batches.at(self.game.steps * self.game.d_steps + k)
+        batch = batches.at(self._number(k))
         batch = batch.reshape(len(batch), *self._sampler.shape).astype(self._sampler.dtype, copy=False)
         return batch * 2 - 1 if self._sampler.signed else batch
+
+    def _labels(self, batches: Batches, k: int) -> Array | None:
+        return batches.labels_at(self._number(k))
+
+    def _number(self, k: int) -> int:
+        return self.game.steps * self.game.d_steps + k
 
     def fit(
         self,
         data: Any,
+        labels: Any = None,
         *,
         steps: int = 10_000,
         batch: int = 64,
@@ -165,6 +183,7 @@ class GAN:
         Args:
             data: images, (N, H, W) or (N, H, W, C), uint8 or floats in [0, 1], of the networks' shape; or for a
                 generator of points (N, P) floats.
+            labels: for conditional networks, the classes of the data: integers (N,) from 0 to below `classes`.
             batch: samples in a step of the discriminator.
             out: a new or empty folder for the run; docs/6-runs.md says what is in it. Needs the extra `cli`, and
                 `plot` for the curves. By default nothing is written.
@@ -185,10 +204,10 @@ class GAN:
         `KeyboardInterrupt` or `SystemExit(143)`; handlers of your own are left alone. A second signal ends the process
         at once.
 
-        Raises: `DataError` for other data; `ConfigError` for a setting outside its range, and a folder that is not
-            empty or in use; `ExtraError` before training if a package is missing; `NonFiniteError`, see above;
-            `CheckpointError` if the first or the last checkpoint cannot be written, or the one to resume is damaged
-            or of another configuration, with the differences.
+        Raises: `DataError` for other data or labels; `ConfigError` for a setting outside its range, for labels that are
+            not wanted or missing, and for a folder that is not empty or in use; `ExtraError` before training if a
+            package is missing; `NonFiniteError`, see above; `CheckpointError` if the first or the last checkpoint
+            cannot be written, or the one to resume is damaged or of another configuration, with the differences.
         """
         # Not at the top: all that belongs to runs would be a tenth of the time to import minigan.
         from minigan.folder import RunFolder
@@ -201,7 +220,15 @@ class GAN:
         plan = Plan(steps, batch, sample_every, save_every, on_nonfinite, max_faults, self.game.steps)
         guard = Guard(on_nonfinite, max_faults)
         stream = Stream(self.seed, "data")
-        batches = Batches(data, batch, stream, self._sampler.shape, self._sampler.points)
+        classes = self._sampler.classes
+        if (labels is None) != (classes is None):
+            raise ConfigError(
+                "labels are given, but the networks have no classes"
+                if classes is None
+                else f"the networks are for {classes} classes, but the data has no labels"
+            )
+        known = {} if classes is None else {"labels": labels, "classes": classes}
+        batches = Batches(data, batch, stream, self._sampler.shape, self._sampler.points, **known)
         samples = batches.samples
         begun = time.perf_counter()
         with contextlib.ExitStack() as stack:
@@ -215,7 +242,7 @@ class GAN:
             notes: list[str] = []
             if out is not None:
                 folder = stack.enter_context(RunFolder(os.fspath(out), resume))
-                config = self._full_config(plan, samples, source)
+                config = self._full_config(plan, batches, source)
                 found = state.newest(folder.path, notes.append) if resume else None
             if found:
                 plan = self._continue(found, plan, config)
@@ -226,7 +253,7 @@ class GAN:
                 report.say("one generated batch a step serves both players")
             step = program.compile(self.step) if compile else self.step
             count = min(len(samples), COMPARED, max(GRID, NUMBERS // samples[0].size))
-            compared = Batches(samples, count, Stream(self.seed, "compared")).at(0)
+            compared = Batches(samples, count, Stream(self.seed, "compared"), labels=batches.labels)
             loop = Loop(self, step, batches, compared, plan, guard, config, folder, shown)
             if folder:
                 folder.configure(config)
@@ -238,11 +265,11 @@ class GAN:
             loop.records, None if out is None else os.fspath(out), time.perf_counter() - begun, loop.events
         )
 
-    def _full_config(self, plan: "Plan", samples: Array, source: str | Mapping[str, Any]) -> dict[str, Any]:
+    def _full_config(self, plan: "Plan", batches: Batches, source: str | Mapping[str, Any]) -> dict[str, Any]:
         """All settings of a run: of the GAN, of the training, and what its data is."""
         about = {"source": source} if isinstance(source, str) else dict(source)
-        about |= {"shape": list(samples.shape), "dtype": samples.dtype.name}
-        about["sha256"] = checkpoint.digest({"images": samples})
+        about |= {"shape": list(batches.samples.shape), "dtype": batches.samples.dtype.name}
+        about["sha256"] = data_digest(batches.samples, batches.labels)
         return settings.plain(self.config() | {"training": plan._asdict(), "data": about})  # type: ignore[no-any-return]
 
     def _continue(self, found: state.Found, plan: "Plan", config: Mapping[str, Any]) -> "Plan":
@@ -268,18 +295,25 @@ class GAN:
             raise CheckpointError(f"{found.path}: {error}") from None
         return plan
 
-    def sample(self, n: int, seed: int = 0, raw: bool = False) -> Array:
+    def sample(self, n: int, seed: int = 0, raw: bool = False, labels: Any = None) -> Array:
         """`n` new samples, from the averaged weights or, with `raw`, the last ones.
+
+        labels: of conditional networks, one class for all, or integers (n,); by default all classes in turn.
 
         Images are float32 (n, H, W, C) in [0, 1], where those of a flat shape (P,) are square if P is a square and
         otherwise one row; points are float32 (n, P). The same seed gives the same latents, and the first of many
         samples are those of few.
         """
-        return self.sampler(raw).sample(n, seed)
+        return self.sampler(raw).sample(n, seed, labels)
 
-    def interpolate(self, rows: int, columns: int, seed: int = 0, raw: bool = False) -> Array:
-        """Samples along `rows` walks of `columns` steps between latents, row after row; otherwise as `sample`."""
-        return self.sampler(raw).interpolate(rows, columns, seed)
+    def interpolate(
+        self, rows: int, columns: int, seed: int = 0, raw: bool = False, labels: Any = None
+    ) -> Array:
+        """Samples along `rows` walks of `columns` steps between latents, row after row; otherwise as `sample`.
+
+        labels: one class for all walks, or one for each.
+        """
+        return self.sampler(raw).interpolate(rows, columns, seed, labels)
 
     def sampler(self, raw: bool = False) -> Sampler:
         """What draws from the averaged generator or, with `raw`, from the one that is trained."""
@@ -315,10 +349,17 @@ class GAN:
         state.write(path, self.game.state(), {"config": self.config(), "step": self.game.steps})
 
 
+def data_digest(samples: Array, labels: Array | None = None) -> str:
+    """The SHA-256 by which a run knows its data, and the labels if it is trained with them."""
+    return checkpoint.digest({"images": samples} | ({} if labels is None else {"labels": labels}))
+
+
 def _decisive(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that decide the bits of a run, however long it is and whatever is written of it."""
     data = {key: config["data"][key] for key in ("shape", "dtype", "sha256")}
-    return {**config, "training": {"batch": config["training"]["batch"]}, "data": data}
+    # The files of the first versions say nothing of classes.
+    networks = {who: {"classes": settings.NONE, **config[who]} for who in ("generator", "discriminator")}
+    return {**config, **networks, "training": {"batch": config["training"]["batch"]}, "data": data}
 
 
 def _say(text: str) -> None:

@@ -336,3 +336,9 @@ def test_an_argument_that_is_a_result(plain):
     for k in range(3):
         x = mg.tensor(np.full((2, 3), float(k)))
         close(step(x), (x, x.T, x[0]))
+
+
+@needs_numba
+def test_a_norm_over_axes_of_size_one() -> None:
+    x = mg.tensor([[-3.0], [4.0]])
+    assert mg.compile(lambda x: mg.ops.norm(x, axis=1))(x).numpy().tolist() == [3.0, 4.0]

@@ -23,7 +23,14 @@ SHOW, HIDE = "\x1b[?25h", "\x1b[?25l"  # the cursor
 
 def record(step: int, **values: float | None) -> report.Record:
     numbers = {"d_loss": 1.25, "g_loss": 0.75, "penalty": 0.1, "d_real": 0.6, "d_fake": 0.4}
-    return {"step": step, **numbers, "seconds": 1.0, "steps_per_second": 50.0, **values}
+    return {
+        "step": step,
+        **numbers,
+        "seconds": 1.0,
+        "steps_per_second": 50.0,
+        "images_per_second": 3200.0,
+        **values,
+    }
 
 
 def test_lines_come_about_ten_times(capsys: pytest.CaptureFixture[str]) -> None:
@@ -35,7 +42,7 @@ def test_lines_come_about_ten_times(capsys: pytest.CaptureFixture[str]) -> None:
     printed, notes = (text.splitlines() for text in capsys.readouterr())
     assert len(printed) == 10 and notes == ["step 1500: D is dead"]
     assert printed[0] == (
-        "step   1050/1500  D 1.250  G 0.750  D(x) 0.60  D(G(z)) 0.40  50 steps/s  0:09 left"
+        "step   1050/1500  D 1.250  G 0.750  D(x) 0.60  D(G(z)) 0.40  50 steps/s  3,200 images/s  0:09 left"
     )
     assert printed[-1].startswith("step   1500/1500") and printed[-1].endswith("0:00 left")
 
@@ -90,12 +97,12 @@ def test_live_display(width: int) -> None:
     screen = Terminal()
     bar = report.Bar(50, 200, Console(file=screen, width=width, height=25, force_terminal=True))
     assert screen.getvalue().rfind(SHOW) > screen.getvalue().rfind(HIDE)  # though it may be killed any time
-    bar.update(record(100, steps_per_second=0.01))
+    bar.update(record(100, steps_per_second=0.01, images_per_second=0.64))
     bar.close()
     bar.close()
     text = plain(screen.getvalue())
     if width >= 80:
-        assert "D 1.250  G 0.750  D(x) 0.60  D(G(z)) 0.40  0 steps/s" in text
+        assert "D 1.250  G 0.750  D(x) 0.60  D(G(z)) 0.40  0.01 steps/s  0.64 images/s" in text
         assert "100/200" in text and "2:46:40 left" in text
 
 
@@ -143,7 +150,8 @@ import os, sys
 from minigan import report
 shown = report.progress(0, 100)
 for step in range(10, 101, 10):
-    values = {"d_loss": 1.25, "g_loss": 0.75, "d_real": 0.6, "d_fake": 0.4, "steps_per_second": 50.0}
+    values = {"d_loss": 1.25, "g_loss": 0.75, "d_real": 0.6, "d_fake": 0.4}
+    values |= {"steps_per_second": 50.0, "images_per_second": 3200.0}
     shown.update({"step": step, **values})
     shown.note(f"note {step} \u00fc")
     report.say(f"line {step} \u00fc")

@@ -79,7 +79,7 @@ def checkpoints(out: Path) -> list[int]:
 
 
 def without_times(out: Path) -> list[dict[str, Any]]:
-    times = ("seconds", "steps_per_second")
+    times = ("seconds", "steps_per_second", "images_per_second")
     return [
         {k: v for k, v in line.items() if k not in times} for line in read_lines(str(out / "metrics.jsonl"))
     ]

@@ -115,8 +115,9 @@ class Batches:
         stream: where the orders come from: `stream.at(epoch).permutation(N)`.
         shape: of a network, that the samples have to fit.
         points: whether they are points; by default they are if they have two axes.
+        labels: integers (N,) from 0 to below `classes`, for `labels_at`.
 
-    Raises `DataError` as those do, and `ConfigError` for another batch.
+    Raises `DataError` as those and `as_labels` do, and `ConfigError` for another batch.
 
     >>> import minigan as mg
     >>> from minigan.ops.random import Stream
@@ -132,11 +133,14 @@ class Batches:
         stream: Stream,
         shape: tuple[int, ...] | None = None,
         points: bool | None = None,
+        labels: Any = None,
+        classes: int = 1 << 31,
     ) -> None:
         if points is None:
             points = np.ndim(samples) == 2
         self.samples = as_points(samples, shape) if points else as_images(samples, shape)
         count, size = len(self.samples), 4 * self.samples[0].size
+        self.labels = None if labels is None else as_labels(labels, count, classes)
         most = min(BATCH_BYTES // size, EPOCHS * count)
         if isinstance(batch, bool) or not isinstance(batch, (int, np.integer)) or not 1 <= batch <= most:
             raise ConfigError(
@@ -147,14 +151,21 @@ class Batches:
 
     def at(self, step: int) -> Array:
         """The batch of `step`, counted from 0: float32 (batch, H, W, C) in [0, 1], or float32 (batch, P) of points."""
+        chosen: Array = self.samples[self._places(step)]
+        return np.divide(chosen, 255, dtype=np.float32) if chosen.dtype == np.uint8 else chosen
+
+    def labels_at(self, step: int) -> Array | None:
+        """The labels of the batch of `step`, int64 (batch,); `None` for samples without labels."""
+        return None if self.labels is None else self.labels[self._places(step)]
+
+    def _places(self, step: int) -> Array:
         count = len(self.samples)
         first, end = step * self.batch, (step + 1) * self.batch
         epochs = range(first // count, (end - 1) // count + 1)
         # Only the orders in use are kept: one, or two where a batch straddles two epochs.
         self._orders = {e: self._order(e) for e in epochs}
         places = [order[max(first - e * count, 0) : end - e * count] for e, order in self._orders.items()]
-        chosen: Array = self.samples[np.concatenate(places)]
-        return np.divide(chosen, 255, dtype=np.float32) if chosen.dtype == np.uint8 else chosen
+        return np.concatenate(places)
 
     def _order(self, epoch: int) -> Array:
         known = self._orders.get(epoch)

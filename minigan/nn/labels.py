@@ -11,7 +11,7 @@ from minigan.nn.layers import Dense
 from minigan.nn.module import Conditional, Weighted, required_labels
 from minigan.nn.norm import spectral
 from minigan.ops.random import Stream
-from minigan.tensor import Tensor
+from minigan.tensor import Tensor, tensor
 
 
 class Embedding(Weighted):
@@ -95,8 +95,12 @@ class Projection(Conditional):
         stream: Stream,
         dtype: Any = np.float32,
     ) -> None:
+        def as_outputs(stream: Stream, shape: tuple[int, ...], dtype: Any) -> Tensor:
+            # As many terms as in the dense layer meet in a logit: the features are the inputs.
+            return tensor(init(stream, shape[::-1], dtype).T)
+
         out = Dense(features, 1, init=init, stream=stream.child("out"), dtype=dtype)
-        table = Embedding(classes, features, init=init, stream=stream.child("embedding"), dtype=dtype)
+        table = Embedding(classes, features, init=as_outputs, stream=stream.child("embedding"), dtype=dtype)
         self.out, self.embedding = spectral(out, spectral_norm), spectral(table, spectral_norm)
 
     def __call__(

@@ -143,7 +143,7 @@ def _values(writer: _Writer, walk: Walk, k: int, names: Sequence[str]) -> list[s
     if primitive is CAST:
         expressions = [f"{dtype}({names[0]})"]
     elif primitive.formula is None:  # a sum over nothing, or over axes of size 1
-        expressions = [names[0]]
+        expressions = [f"abs({names[0]})" if primitive is NORM else names[0]]
     else:
         formula = primitive.formula
         given = dict(zip(formula.inputs, names, strict=True))
