@@ -23,10 +23,9 @@ from numpy import float32 as float32
 from minigan.kernels import launch, product
 from minigan.kernels.conv import AT, DIAGONAL_ROWS, HEAD as HEAD, OF, PHASE as PHASE, widest
 from minigan.kernels.interpreter import call as call
+from minigan.kernels.llvm import FLOAT32, FLOAT64
 from minigan.kernels.memory import read as read, word as word, write as write
 from minigan.kernels.product import (
-    FLOAT32,
-    FLOAT64,
     ROWS,
     item_float32,
     item_float64 as item_float64,

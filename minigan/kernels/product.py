@@ -15,21 +15,34 @@ An element of C is a sum over equal blocks of up to `DEPTH` products, each summe
 shapes do the same operations in the same order, so its bits do not depend on the tile, nor on how C is parted.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from llvmlite import ir
 from numba import extending, types
-from numba.core import cgutils
 
 from minigan.backend import Array
 from minigan.kernels import launch
 from minigan.kernels.interpreter import call as call
+from minigan.kernels.llvm import (
+    BYTE,
+    BYTES,
+    FLOAT32,
+    FLOAT64,
+    I32,
+    I64,
+    POINTER,
+    Vectors,
+    intrinsic,
+    loop,
+    prefetch,
+    shuffle,
+)
 from minigan.kernels.matrix import PACK_ROWS as PACK_ROWS, kernel, tile as tile_shape
 from minigan.kernels.memory import word as word
 
-BYTES, ROWS, VECTORS = tile_shape()
+_, ROWS, VECTORS = tile_shape()
 SINGLE = 4  # vectors of a tile of one row
 # Rows of a panel of B, which with AVX-512 is 38 KiB of an L1 cache of 48. From 160 to 264 a step takes the same, +-1 %.
 DEPTH = 200
@@ -39,88 +52,14 @@ HEIGHT = 512
 # one panel of 3 would leave a third of itself.
 PANELS = 4
 
-_VOID, _POINTER, _BYTE, _I32, _I64 = ir.VoidType(), ir.PointerType(), *map(ir.IntType, (8, 32, 64))
-
-
-class _Vectors(NamedTuple):
-    """The instructions on vectors of one dtype. Addresses are integers, and offsets are in bytes."""
-
-    kind: Any  # of a number in LLVM
-    name: str  # the same in the names of LLVM's intrinsics
-    item: int
-
-    @property
-    def lanes(self) -> int:
-        return BYTES // self.item
-
-    @property
-    def zero(self) -> Any:
-        return ir.Constant(ir.VectorType(self.kind, self.lanes), [0.0] * self.lanes)
-
-    def load(self, builder: Any, address: Any, mask: Any = None) -> Any:
-        pointer = builder.inttoptr(address, _POINTER)
-        if mask is None:
-            return builder.load(pointer, align=self.item, typ=self.zero.type)
-        name = f"llvm.masked.load.v{self.lanes}{self.name}.p0"
-        return _call(builder, name, self.zero.type, pointer, _I32(self.item), mask, self.zero)
-
-    def store(self, builder: Any, value: Any, address: Any, mask: Any = None) -> None:
-        pointer = builder.inttoptr(address, _POINTER)
-        if mask is None:
-            builder.store(value, pointer, align=self.item)
-        else:
-            name = f"llvm.masked.store.v{self.lanes}{self.name}.p0"
-            _call(builder, name, _VOID, value, pointer, _I32(self.item), mask)
-
-    def below(self, builder: Any, count: Any) -> Any:
-        """The mask of the lanes i < count."""
-        lanes = ir.Constant(ir.VectorType(_I64, self.lanes), list(range(self.lanes)))
-        return builder.icmp_signed("<", lanes, _splat(builder, count, self.lanes))
-
-    def load_number(self, builder: Any, address: Any) -> Any:
-        return builder.load(builder.inttoptr(address, _POINTER), align=self.item, typ=self.kind)
-
-    def load_splat(self, builder: Any, address: Any) -> Any:
-        """A number in every lane."""
-        return _splat(builder, self.load_number(builder, address), self.lanes)
-
-    def multiply_add(self, builder: Any, x: Any, y: Any, z: Any) -> Any:
-        """x * y + z, rounded once where the CPU can."""
-        return _call(builder, f"llvm.fmuladd.v{self.lanes}{self.name}", z.type, x, y, z)
-
-
-FLOAT32 = _Vectors(ir.FloatType(), "f32", 4)
-FLOAT64 = _Vectors(ir.DoubleType(), "f64", 8)
-
-
-def _call(builder: Any, name: str, result: Any, *arguments: Any) -> Any:
-    kind = ir.FunctionType(result, [argument.type for argument in arguments])
-    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments)
-
-
-def _shuffle(builder: Any, x: Any, y: Any, order: Sequence[int]) -> Any:
-    """The vector of the elements number `order` of x and y, one behind the other."""
-    return builder.shuffle_vector(x, y, ir.Constant(ir.VectorType(_I32, len(order)), list(order)))
-
-
-def _splat(builder: Any, x: Any, lanes: int) -> Any:
-    undefined = ir.Constant(ir.VectorType(x.type, lanes), ir.Undefined)
-    return _shuffle(builder, builder.insert_element(undefined, x, _I32(0)), undefined, [0] * lanes)
-
-
-def _prefetch(builder: Any, address: Any, write: bool) -> None:
-    """Ask for the cache line at an address, which need not be readable."""
-    pointer = builder.inttoptr(address, _POINTER)
-    _call(builder, "llvm.prefetch.p0", _VOID, pointer, _I32(int(write)), _I32(3), _I32(1))
-
 
 def _rows(builder: Any, start: Any, stride: Any, rows: int, count: Any, table: bool = False) -> list[Any]:
     """Addresses of `rows` rows, of which those from `count` on are the last again: the same work done twice.
 
     With a table, `stride` is the address of their offsets.
     """
-    last = builder.sub(count, _I64(1))
-    numbers = [builder.select(builder.icmp_signed("<", _I64(i), last), _I64(i), last) for i in range(rows)]
+    last = builder.sub(count, I64(1))
+    numbers = [builder.select(builder.icmp_signed("<", I64(i), last), I64(i), last) for i in range(rows)]
     if table:
         return [builder.add(start, _entry(builder, stride, number)) for number in numbers]
     return [builder.add(start, builder.mul(number, stride)) for number in numbers]
@@ -128,45 +67,11 @@ def _rows(builder: Any, start: Any, stride: Any, rows: int, count: Any, table: b
 
 def _entry(builder: Any, table: Any, number: Any) -> Any:
     """Word `number` of the table at an address."""
-    address = builder.add(table, builder.mul(number, _I64(8)))
-    return builder.load(builder.inttoptr(address, _POINTER), align=8, typ=_I64)
+    address = builder.add(table, builder.mul(number, I64(8)))
+    return builder.load(builder.inttoptr(address, POINTER), align=8, typ=I64)
 
 
-def _loop(
-    builder: Any, count: Any, step: int, start: list[Any], body: Callable[[Any, Any], list[Any]]
-) -> list[Any]:
-    """Carry values, from `start` on, through `values = body(k, values)` for k in range(0, count, step)."""
-    start = [_I64(0), *start]
-    before, inside, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
-    builder.cbranch(builder.icmp_signed(">", count, _I64(0)), inside, after)
-    builder.position_at_end(inside)
-    values = [builder.phi(value.type) for value in start]
-    following = [builder.add(values[0], _I64(step)), *body(values[0], values[1:])]
-    builder.cbranch(builder.icmp_signed("<", following[0], count), inside, after)
-    builder.position_at_end(after)
-    results = [builder.phi(value.type) for value in start]
-    for value, result, first, later in zip(values, results, start, following, strict=True):
-        for phi in (value, result):
-            phi.add_incoming(first, before)
-            phi.add_incoming(later, inside)
-    return results[1:]
-
-
-def _intrinsic(emit: Callable[..., None]) -> Any:
-    """A function for compiled code, of integers: `emit(builder, *arguments)` writes its instructions in place."""
-
-    def typed(typingctx: Any, *kinds: Any) -> Any:
-        def emit_in(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            emit(builder, *(builder.extract_value(arguments[0], k) for k in range(len(kinds))))
-            return context.get_dummy_value()
-
-        return types.void(types.StarArgTuple([types.intp] * len(kinds))), emit_in
-
-    function: Any = extending.intrinsic(typed)
-    return function
-
-
-def tile(of: _Vectors, rows: int, vectors: int, indirect: bool = False, diagonal: bool = False) -> Any:
+def tile(of: Vectors, rows: int, vectors: int, indirect: bool = False, diagonal: bool = False) -> Any:
     """The register tile: C[:m, :n] = A[:m, :depth] @ B[:depth, :n], or += if `add` is not 0.
 
     m <= rows and (vectors - 1) lanes < n <= vectors lanes. B's rows are padded to whole vectors, unless the tile is
@@ -175,14 +80,14 @@ def tile(of: _Vectors, rows: int, vectors: int, indirect: bool = False, diagonal
     indirect: in place of `rsa`, `csa` and `ldc` stand addresses of tables with the offsets of A's rows, of A's
     columns and of C's rows. diagonal: A has a matrix behind each of its elements, one number for each column of C.
     """
-    offsets = [_I64(BYTES * v) for v in range(vectors)]
+    offsets = [I64(BYTES * v) for v in range(vectors)]
 
     def emit(builder: Any, *arguments: Any) -> None:
         a, rsa, csa, b, rsb, c, ldc, depth, m, n, add = arguments
         a_rows, c_rows = (_rows(builder, *at, rows, m, indirect) for at in ((a, rsa), (c, ldc)))
         masks: list[Any] = [None] * vectors
         for v in range(vectors) if rows == 1 else [vectors - 1]:
-            masks[v] = of.below(builder, builder.sub(n, _I64(of.lanes * v)))
+            masks[v] = of.below(builder, builder.sub(n, I64(of.lanes * v)))
         places = [
             (builder.add(row, offset), mask)
             for row in c_rows
@@ -190,14 +95,14 @@ def tile(of: _Vectors, rows: int, vectors: int, indirect: bool = False, diagonal
         ]
         # The lines of C are on their way while k runs: 1.5 % of a step at batch 256, whose C is not in L2.
         for address, _ in places:
-            _prefetch(builder, address, write=True)
+            prefetch(builder, address, write=True)
 
         def body(k: Any, values: Any) -> list[Any]:
             along_a, row_b, *sums = values
             if indirect:
                 along_a = _entry(builder, csa, k)
             # The line behind: the next tile's if A's columns are contiguous. One instruction, 8 % for 784 x 512 x 128.
-            _prefetch(builder, builder.add(builder.add(a_rows[0], along_a), _I64(64)), write=False)
+            prefetch(builder, builder.add(builder.add(a_rows[0], along_a), I64(64)), write=False)
             b_row = [
                 of.load(builder, builder.add(row_b, offset), mask if rows == 1 else None)
                 for offset, mask in zip(offsets, masks, strict=True)
@@ -212,8 +117,8 @@ def tile(of: _Vectors, rows: int, vectors: int, indirect: bool = False, diagonal
                     sums[i * vectors + v] = of.multiply_add(builder, x[v], y, sums[i * vectors + v])
             return [values[0] if indirect else builder.add(along_a, csa), builder.add(row_b, rsb), *sums]
 
-        _, _, *sums = _loop(builder, depth, 1, [_I64(0), b, *[of.zero] * len(places)], body)
-        with builder.if_else(builder.icmp_signed("==", add, _I64(0))) as (first, more):
+        _, _, *sums = loop(builder, depth, 1, [I64(0), b, *[of.zero] * len(places)], body)
+        with builder.if_else(builder.icmp_signed("==", add, I64(0))) as (first, more):
             with first:
                 for total, place in zip(sums, places, strict=True):
                     of.store(builder, total, *place)
@@ -223,71 +128,71 @@ def tile(of: _Vectors, rows: int, vectors: int, indirect: bool = False, diagonal
                 for total, value, place in zip(sums, old, places, strict=True):
                     of.store(builder, builder.fadd(total, value), *place)
 
-    return _intrinsic(emit)
+    return intrinsic(emit)
 
 
-def _dot(of: _Vectors) -> Any:
+def _dot(of: Vectors) -> Any:
     """C[:m, 0] = A[:m, :depth] @ B[:depth, 0] where A's rows and B's column are contiguous: vectors run along k."""
 
     def emit(builder: Any, a: Any, rsa: Any, b: Any, c: Any, ldc: Any, depth: Any, m: Any) -> None:
         a_rows, c_rows = _rows(builder, a, rsa, ROWS, m), _rows(builder, c, ldc, ROWS, m)
 
         def body(k: Any, sums: Any) -> list[Any]:
-            mask, offset = of.below(builder, builder.sub(depth, k)), builder.mul(k, _I64(of.item))
+            mask, offset = of.below(builder, builder.sub(depth, k)), builder.mul(k, I64(of.item))
             x = [of.load(builder, builder.add(row, offset), mask) for row in a_rows]
             y = of.load(builder, builder.add(b, offset), mask)
             return [of.multiply_add(builder, one, y, total) for one, total in zip(x, sums, strict=True)]
 
-        for total, place in zip(_loop(builder, depth, of.lanes, [of.zero] * ROWS, body), c_rows, strict=True):
+        for total, place in zip(loop(builder, depth, of.lanes, [of.zero] * ROWS, body), c_rows, strict=True):
             half = of.lanes
             while half := half // 2:
-                turned = _shuffle(builder, total, total, [(i + half) % of.lanes for i in range(of.lanes)])
+                turned = shuffle(builder, total, total, [(i + half) % of.lanes for i in range(of.lanes)])
                 total = builder.fadd(total, turned)
-            of.store(builder, builder.extract_element(total, _I32(0)), place)
+            of.store(builder, builder.extract_element(total, I32(0)), place)
 
-    return _intrinsic(emit)
+    return intrinsic(emit)
 
 
-def _transpose(of: _Vectors) -> Any:
+def _transpose(of: Vectors) -> Any:
     """to[k, j] = b[j, k] of a square of lanes x lanes; rows of `b` are `ld` bytes apart, those of `to` `ld_to`."""
     numbers = range(of.lanes)
 
     def emit(builder: Any, b: Any, ld: Any, to: Any, ld_to: Any) -> None:
         # Loading pieces of 16 or 32 bytes in place of the first steps saves shuffles, but measured 0 to 4 % slower.
-        rows = [of.load(builder, builder.add(b, builder.mul(_I64(i), ld))) for i in numbers]
+        rows = [of.load(builder, builder.add(b, builder.mul(I64(i), ld))) for i in numbers]
         half = of.lanes
         while half := half // 2:  # swap the off-diagonal quarters of every square of 2 half x 2 half
             low = [i - half + of.lanes if i & half else i for i in numbers]
             high = [i + of.lanes if i & half else i + half for i in numbers]
             for i in (i for i in numbers if not i & half):
                 x, y = rows[i], rows[i + half]
-                rows[i], rows[i + half] = _shuffle(builder, x, y, low), _shuffle(builder, x, y, high)
+                rows[i], rows[i + half] = shuffle(builder, x, y, low), shuffle(builder, x, y, high)
         for i, row in enumerate(rows):
-            of.store(builder, row, builder.add(to, builder.mul(_I64(i), ld_to)))
+            of.store(builder, row, builder.add(to, builder.mul(I64(i), ld_to)))
 
-    return _intrinsic(emit)
+    return intrinsic(emit)
 
 
-def _copy(of: _Vectors) -> Any:
+def _copy(of: Vectors) -> Any:
     """Copy the first n numbers of a vector, or all if it has fewer; zeros behind them."""
 
     def emit(builder: Any, b: Any, to: Any, n: Any) -> None:
         of.store(builder, of.load(builder, b, of.below(builder, n)), to)
 
-    return _intrinsic(emit)
+    return intrinsic(emit)
 
 
-def _move(of: _Vectors) -> Any:
+def _move(of: Vectors) -> Any:
     """Copy one number, or write a zero if n is not positive."""
 
     def emit(builder: Any, b: Any, to: Any, n: Any) -> None:
-        with builder.if_else(builder.icmp_signed(">", n, _I64(0))) as (copied, padded):
+        with builder.if_else(builder.icmp_signed(">", n, I64(0))) as (copied, padded):
             with copied:
                 of.store(builder, of.load_number(builder, b), to)
             with padded:
                 of.store(builder, of.kind(0.0), to)
 
-    return _intrinsic(emit)
+    return intrinsic(emit)
 
 
 def _scratch(typingctx: Any) -> Any:
@@ -295,9 +200,9 @@ def _scratch(typingctx: Any) -> Any:
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         with builder.goto_entry_block():
-            panel = builder.alloca(ir.ArrayType(_BYTE, DEPTH * VECTORS * BYTES))
+            panel = builder.alloca(ir.ArrayType(BYTE, DEPTH * VECTORS * BYTES))
             panel.align = 64
-        return builder.ptrtoint(panel, _I64)
+        return builder.ptrtoint(panel, I64)
 
     return types.intp(), emit
 

@@ -10,7 +10,7 @@ from typing import Any
 from llvmlite import ir
 from numpy import float32 as float32, float64 as float64  # a kernel takes the one of its dtype
 
-from minigan.kernels import product, vector
+from minigan.kernels import llvm, vector
 from minigan.kernels.interpreter import call
 from minigan.kernels.memory import read, word, words, write
 from minigan.kernels.vector import log_float32 as log_float32, log_float64 as log_float64
@@ -35,7 +35,7 @@ def _folded(builder: Any, x: Any, combine: Any) -> Any:
     half = x.type.count
     while half := half // 2:
         order = [(i + half) % x.type.count for i in range(x.type.count)]
-        x = combine(builder, x, product._shuffle(builder, x, x, order))
+        x = combine(builder, x, llvm.shuffle(builder, x, x, order))
     return builder.extract_element(x, ir.IntType(32)(0))
 
 
@@ -58,10 +58,10 @@ def _largest(of: Any) -> Any:
             found = builder.select(mask, of.load(builder, place, mask), none)
             return [_larger(builder, found, values[0])]
 
-        (top,) = product._loop(builder, n, of.lanes, [none], body)
+        (top,) = llvm.loop(builder, n, of.lanes, [none], body)
         _store(builder, _folded(builder, top, _larger), to)
 
-    return product._intrinsic(emit)
+    return llvm.intrinsic(emit)
 
 
 def _exponentials(of: Any, c: vector.Constants) -> Any:
@@ -70,7 +70,7 @@ def _exponentials(of: Any, c: vector.Constants) -> Any:
 
     def emit(builder: Any, x: Any, n: Any, shift: Any, y: Any, to: Any) -> None:
         shifts = of.load_splat(builder, shift)
-        stored = product._splat(builder, builder.icmp_signed("!=", y, _I64(0)), of.lanes)
+        stored = llvm.splat(builder, builder.icmp_signed("!=", y, _I64(0)), of.lanes)
 
         def body(k: Any, values: Any) -> list[Any]:
             place, mask = _lanes(of, builder, x, n, k)
@@ -79,10 +79,10 @@ def _exponentials(of: Any, c: vector.Constants) -> Any:
             e = builder.select(mask, e, of.zero)
             return [builder.fadd(values[0], e if of.item == 8 else builder.fpext(e, wide))]
 
-        (total,) = product._loop(builder, n, of.lanes, [ir.Constant(wide, [0.0] * of.lanes)], body)
+        (total,) = llvm.loop(builder, n, of.lanes, [ir.Constant(wide, [0.0] * of.lanes)], body)
         _store(builder, _folded(builder, total, _add), to)
 
-    return product._intrinsic(emit)
+    return llvm.intrinsic(emit)
 
 
 def _exp(of: Any, builder: Any, c: vector.Constants, x: Any) -> Any:
@@ -94,7 +94,7 @@ def _exp(of: Any, builder: Any, c: vector.Constants, x: Any) -> Any:
         return ir.Constant(x.type, [float(value)] * of.lanes)
 
     def fma(x: Any, y: Any, z: Any) -> Any:
-        return product._call(builder, f"llvm.fma.v{of.lanes}{of.name}", x.type, x, y, z)
+        return llvm.call_function(builder, f"llvm.fma.v{of.lanes}{of.name}", x.type, x, y, z)
 
     def power_of_two(shifted: Any) -> Any:
         bits = builder.bitcast(shifted, ir.VectorType(integer, of.lanes))
@@ -129,16 +129,16 @@ def _scale(of: Any) -> Any:
             of.store(builder, builder.fmul(of.load(builder, place, mask), factors), place, mask)
             return []
 
-        product._loop(builder, n, of.lanes, [], body)
+        llvm.loop(builder, n, of.lanes, [], body)
 
-    return product._intrinsic(emit)
+    return llvm.intrinsic(emit)
 
 
-largest_float32, largest_float64 = _largest(product.FLOAT32), _largest(product.FLOAT64)
-exponentials_float32 = _exponentials(product.FLOAT32, vector.FLOAT32)
-exponentials_float64 = _exponentials(product.FLOAT64, vector.FLOAT64)
-scale_float32, scale_float64 = _scale(product.FLOAT32), _scale(product.FLOAT64)
-item_float32, item_float64 = product.FLOAT32.item, product.FLOAT64.item
+largest_float32, largest_float64 = _largest(llvm.FLOAT32), _largest(llvm.FLOAT64)
+exponentials_float32 = _exponentials(llvm.FLOAT32, vector.FLOAT32)
+exponentials_float64 = _exponentials(llvm.FLOAT64, vector.FLOAT64)
+scale_float32, scale_float64 = _scale(llvm.FLOAT32), _scale(llvm.FLOAT64)
+item_float32, item_float64 = llvm.FLOAT32.item, llvm.FLOAT64.item
 
 
 def softmax_float32(row: int, i0: int, i1: int, j0: int, j1: int) -> None:
