@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from benchmarks import machine, report
 from benchmarks.peers import ALL
 from benchmarks.runner import Options, Runner
-from benchmarks.scenarios import GROUPS, TABLE
+from benchmarks.table import GROUPS, TABLE
 
 PICTURES = (".png", ".svg", ".pdf")
 
@@ -68,8 +68,9 @@ def _read(path: str, parser: argparse.ArgumentParser) -> report.Results:
 
 
 def _parser() -> argparse.ArgumentParser:
-    scenarios = "\n".join(f"  {s.name:14}{s.about}" for s in TABLE.values())
-    groups = "\n".join(f"  {name:14}{', '.join(names)}" for name, names in GROUPS.items())
+    wide = max(map(len, [*TABLE, *GROUPS])) + 2
+    scenarios = "\n".join(f"  {s.name:{wide}}{s.about}" for s in TABLE.values())
+    groups = "\n".join(f"  {name:{wide}}{', '.join(names)}" for name, names in GROUPS.items())
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="Measure minigan beside other frameworks, in turn, in processes of their own.",

@@ -42,7 +42,7 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,
-            env=machine.environment(threads, caches),
+            env=machine.environment(threads, caches) | dict(contestant.environment),
             cwd=ROOT,
             start_new_session=True,  # Ctrl-C is for us, who then end it
         )

@@ -10,7 +10,8 @@ from typing import Any
 from benchmarks import machine
 from benchmarks.peers import ALL, Contestant
 from benchmarks.runner import Row
-from benchmarks.scenarios import TABLE, Chain, find
+from benchmarks.scenarios import Chain
+from benchmarks.table import TABLE, find
 
 Table = list[list[str]]  # rows of cells, of which the first row is the heading
 OURS = {c.name for c in ALL if c.ours}

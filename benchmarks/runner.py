@@ -17,9 +17,8 @@ from benchmarks import machine
 from benchmarks.peers import SGEMM, Contestant
 from benchmarks.peers.sgemm import FLOPS
 from benchmarks.process import Trouble, Worker, another_process
-from benchmarks.scenarios import Chain, Scenario, find
+from benchmarks.table import Scenario, find
 
-STEPS = 10  # whose losses are compared
 CLOSE64, CLOSE32 = 1e-8, 5e-2  # largest difference from float64, of max(1, |loss|), in float64 and in float32
 SETTLE = 0.03  # seconds between turns, in which the threads of the last one go to sleep
 REFERENCE = "minigan-eager"
@@ -165,8 +164,7 @@ class Runner:
     def _first_losses(self, contestant: Contestant, scenario: Scenario) -> list[list[float]]:
         worker = self._worker(contestant, 1)
         self._build(worker, scenario, "float64")
-        steps = 1 if isinstance(scenario, Chain) else STEPS
-        losses: list[list[float]] = worker.ask("losses", steps=steps)["losses"]
+        losses: list[list[float]] = worker.ask("losses", steps=scenario.checked)["losses"]
         return losses
 
     def _admit(self, contestant: Contestant, scenario: Scenario, row: Row) -> None:

@@ -1,4 +1,4 @@
-"""What is measured: networks, algorithm and batch, with the same initial weights and data for every framework.
+"""Dense networks and chains of small operations, with the same initial weights and data for every framework.
 
 The step of all GAN scenarios is one update of the discriminator on x and G(z1), which is not differentiated, then one
 of the generator on z2 through the updated discriminator, each by its own Adam. x, z1 and z2 are handed in as arrays.
@@ -7,7 +7,7 @@ of the generator on z2 through the updated discriminator, each by its own Adam. 
 import math
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -15,10 +15,21 @@ Array = np.ndarray[Any, np.dtype[Any]]
 Layers = list[tuple[Array, Array]]
 
 SLOPE = float(np.float32(0.2))  # of the leaky ReLU below 0; TensorFlow's kernel rounds it so in float64 too
-RATE, B1, B2, EPS = 1e-3, 0.9, 0.999, 1e-8  # of Adam, as in Algorithm 1 of Kingma and Ba 2015
 LAMBDA = 10.0  # weight of WGAN-GP
 GAMMA = 10.0  # weight of R1: GAMMA / 2 · E |∇D(x)|²
 SEED = 20_140_610
+
+
+class Adam(NamedTuple):
+    """Settings of Algorithm 1 of Kingma and Ba 2015."""
+
+    rate: float = 1e-3
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+
+
+RATE, B1, B2, EPS = Adam()
 
 
 @dataclass(frozen=True)
@@ -42,6 +53,8 @@ class Gan:
     loss: str = "non_saturating"
     penalty: str = ""
     measure: str = "steps"
+    adam: ClassVar = Adam()
+    checked: ClassVar = 10  # first steps whose results are compared
     kind: ClassVar = "gan"
 
     @property
@@ -92,7 +105,7 @@ class Gan:
         x = draw.random(shape) if self.output == "sigmoid" else _ring(draw, shape)
         latents = [draw.standard_normal((self.batch, self.latent)) for _ in range(2)]
         u = [draw.random((self.batch, 1))] if self.penalty == "wgan_gp" else []
-        return tuple(_aligned(a, dtype) for a in (x, *latents, *u))
+        return tuple(aligned(a, dtype) for a in (x, *latents, *u))
 
     def tiny(self) -> "Gan":
         """The same at a size that takes no time."""
@@ -114,6 +127,7 @@ class Chain:
     width: int = 16
     measure: str = "steps"
     flops: ClassVar = 0.0  # not counted: all of it is overhead
+    checked: ClassVar = 1
     kind: ClassVar = "chain"
 
     @property
@@ -129,14 +143,11 @@ class Chain:
     def arrays(self, k: int, dtype: str) -> tuple[Array, ...]:
         """What step k is given: x and w."""
         draw = np.random.default_rng((SEED, k))
-        return tuple(_aligned(draw.uniform(0.2, 0.8, self.width), dtype) for _ in range(2))
+        return tuple(aligned(draw.uniform(0.2, 0.8, self.width), dtype) for _ in range(2))
 
     def tiny(self) -> "Chain":
         """The same at a size that takes no time."""
         return replace(self, links=min(self.links // 10, 100))
-
-
-Scenario = Gan | Chain
 
 
 def _ring(draw: np.random.Generator, shape: tuple[int, ...]) -> Array:
@@ -146,7 +157,7 @@ def _ring(draw: np.random.Generator, shape: tuple[int, ...]) -> Array:
     return centres + 0.02 * draw.standard_normal(centres.shape)
 
 
-def _aligned(values: Array, dtype: str) -> Array:
+def aligned(values: Array, dtype: str) -> Array:
     """A copy that begins at a multiple of 64 bytes, so that no framework has to move it to use it in place."""
     rounded = values.astype(np.float32).astype(dtype)
     memory = np.empty(rounded.nbytes + 64, np.uint8)
@@ -154,36 +165,3 @@ def _aligned(values: Array, dtype: str) -> Array:
     result: Array = memory[begin : begin + rounded.nbytes].view(dtype).reshape(rounded.shape)
     result[...] = rounded
     return result
-
-
-TABLE: dict[str, Scenario] = {
-    scenario.name: scenario
-    for scenario in (
-        Gan("article-16", "the article's step at batch 16", batch=16),
-        Gan("article-64", "the article's step at batch 64"),
-        Gan("article-256", "the article's step at batch 256", batch=256),
-        Gan("article-1024", "the article's step at batch 1024", batch=1024),
-        Gan("wgan-gp", "WGAN-GP, λ = 10, batch 64", loss="wasserstein", penalty="wgan_gp"),
-        Gan("r1", "the article's step with R1, γ = 10, batch 64", penalty="r1"),
-        Gan("ring", "points in the plane, 2 x 128, batch 256", batch=256, latent=2, features=2, output=""),
-        Gan("width-32", "hidden layers of 32, batch 64", hidden=(32, 32)),
-        Gan("width-512", "hidden layers of 512, batch 64", hidden=(512, 512)),
-        Gan("width-1024", "hidden layers of 1024, batch 64", hidden=(1024, 1024)),
-        Chain("ops", "1,000 small operations and their gradient, not compiled", links=333),
-        Chain("deep", "100,000 small operations and their gradient, not compiled", links=33_333),
-        Gan("busy", "article-64, with and without another process on one core", measure="busy"),
-        Gan("start", "article-64, from the start of a process to the first step", measure="start"),
-    )
-}
-GROUPS = {
-    "article": ["article-16", "article-64", "article-256", "article-1024"],
-    "penalties": ["wgan-gp", "r1"],
-    "batch": ["article-16", "article-64", "article-256", "article-1024"],
-    "width": ["width-32", "article-64", "width-512", "width-1024"],
-    "tape": ["ops", "deep"],
-}
-
-
-def find(name: str, tiny: bool) -> Scenario:
-    """The scenario of that name, at its own size or a tiny one."""
-    return TABLE[name].tiny() if tiny else TABLE[name]

@@ -32,7 +32,7 @@ class Worker:
 
     def build(self, scenario: str, tiny: bool, dtype: str) -> dict[str, float]:
         """Make the step; it may be compiled only when it is first called."""
-        from benchmarks.scenarios import find
+        from benchmarks.table import find
 
         self.program, self.pool = None, []
         self.scenario, self.dtype = find(scenario, tiny), dtype

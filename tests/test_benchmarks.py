@@ -15,9 +15,10 @@ ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT))  # the package `benchmarks` is not installed
 
 from benchmarks import __main__ as program, machine, report, runner  # noqa: E402
+from benchmarks.convolutional import ConvGan  # noqa: E402
 from benchmarks.peers import ALL, Contestant  # noqa: E402
 from benchmarks.runner import Options, Row, Runner  # noqa: E402
-from benchmarks.scenarios import GROUPS, TABLE, Chain, Gan  # noqa: E402
+from benchmarks.table import GROUPS, TABLE, Scenario  # noqa: E402
 
 EAGER = next(c for c in ALL if c.name == "minigan-eager")
 ABSENT = Contestant("absent", "no_such_package", "absent", "", ("gan", "chain"), "pip install absent")
@@ -47,7 +48,7 @@ def rows_of(contestants: list[Contestant], *names: str) -> dict[str, Row]:
 def test_quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = {"json": tmp_path / "a.json", "markdown": tmp_path / "a.md", "plot": tmp_path / "a.png"}
     options = [part for name, path in files.items() for part in (f"--{name}", path)]
-    names = ["article-16", "wgan-gp", "ops", "busy", "start"]
+    names = ["article-16", "wgan-gp", "dcgan-r1", "sagan", "cvt", "conv-depth-dw", "ops", "busy", "start"]
     assert main(monkeypatch, "--quick", *names, *options) == 0
     printed = capsys.readouterr().out
     whole = json.loads(files["json"].read_text())
@@ -78,6 +79,14 @@ def test_who_is_not_there_or_fails_is_reported_and_the_others_go_on() -> None:
     assert rows["minigan-eager"].status == "ok"
     assert rows["minigan-eager"].rounds
     assert not rows["absent"].rounds + rows["broken"].rounds
+
+
+@pytest.mark.parametrize("name", ["dcgan-64", "conv-first-dx"])
+def test_scenarios_of_images(name: str) -> None:
+    row = rows_of([EAGER], name)["minigan-eager"]
+    assert (row.status, row.note) == ("ok", "")
+    assert row.error32 is not None
+    assert row.error32 < 1e-5
 
 
 def test_who_is_wrong_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,8 +168,29 @@ def test_flops_of_the_article_step() -> None:
     assert TABLE["wgan-gp"].flops > TABLE["r1"].flops > TABLE["article-64"].flops
 
 
+def test_flops_of_the_dcgan_step() -> None:
+    assert round(TABLE["dcgan-64"].flops / 1e9, 1) == 10.4
+    assert TABLE["dcgan-128"].flops == 2 * TABLE["dcgan-64"].flops
+    assert TABLE["sagan"].flops > TABLE["dcgan-64"].flops < TABLE["dcgan-r1"].flops
+    assert TABLE["conv-second-dw"].flops == 2 * 64 * 7 * 7 * (4 * 4 * 64 * 128)
+
+
+def test_networks_of_images_have_the_weights_of_the_paper() -> None:
+    shapes = [{name: a.shape for name, a in w.items()} for w in ConvGan("", "").weights("float32")]
+    assert list(shapes[0].values()) == [
+        *((100, 6272), (128,), (128,)),
+        *((4, 4, 64, 128), (64,), (64,)),
+        *((4, 4, 1, 64), (1,)),
+    ]
+    assert list(shapes[1].values()) == [
+        *((4, 4, 1, 64), (64,)),
+        *((4, 4, 64, 128), (128,), (128,)),
+        *((6272, 1), (1,)),
+    ]
+
+
 @pytest.mark.parametrize("scenario", [*TABLE.values()], ids=lambda scenario: scenario.name)
-def test_data_are_the_same_for_all(scenario: Gan | Chain) -> None:
+def test_data_are_the_same_for_all(scenario: Scenario) -> None:
     tiny = scenario.tiny()
     for single, double, again in zip(
         *(tiny.arrays(3, d) for d in ("float32", "float64", "float32")), strict=True

@@ -1,8 +1,8 @@
 """How each framework does a scenario: one file for each, with the same functions.
 
 A file has `setup(threads)`, which holds the framework to that many threads and says what has no environment variable,
-and `gan(scenario, dtype)`, `chain(scenario, dtype)` or both, each with the contestant's `variant` as a last argument
-where the file has several. They return a `Program`.
+and one function for each kind of scenario that the framework takes part in, `gan`, `chain`, `conv_gan` or
+`conv_layer`, of the scenario, the dtype and the contestant's `variant`. They return a `Program`.
 """
 
 import importlib.util
@@ -39,8 +39,9 @@ class Contestant(NamedTuple):
     package: what must be there to import.
     module: file in this folder.
     variant: which of the programs in that file.
-    kinds: the scenarios it takes part in, "gan" or "chain".
+    kinds: those of the scenarios it takes part in.
     install: how to get it.
+    environment: variables of its processes besides those that all have.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Contestant(NamedTuple):
     variant: str
     kinds: tuple[str, ...]
     install: str
+    environment: tuple[tuple[str, str], ...] = ()
 
     @property
     def ours(self) -> bool:
@@ -71,17 +73,28 @@ class Contestant(NamedTuple):
 
 _TORCH = "pip install torch --index-url https://download.pytorch.org/whl/cpu"
 _TENSORFLOW = "pip install tensorflow-cpu"
-BOTH = ("gan", "chain")
+# glibc's malloc then keeps the memory it has: large arrays that each step frees and asks for again cost no page faults.
+_KEEP = (
+    ("MALLOC_MMAP_MAX_", "0"),
+    ("MALLOC_TRIM_THRESHOLD_", str(1 << 40)),
+    ("MALLOC_TOP_PAD_", str(1 << 26)),
+)
+GANS, CONV, ALL_KINDS = (
+    ("gan", "conv_gan"),
+    ("conv_gan", "conv_layer"),
+    ("gan", "chain", "conv_gan", "conv_layer"),
+)
 ALL = (
-    Contestant("minigan", "minigan", "minigan", "compiled", ("gan",), "pip install ."),
-    Contestant("minigan-eager", "minigan", "minigan", "eager", BOTH, "pip install ."),
-    Contestant("torch", "torch", "torch", "eager", BOTH, _TORCH),
-    Contestant("torch-compile", "torch", "torch", "compiled", ("gan",), _TORCH),
-    Contestant("jax", "jax", "jax", "jit", ("gan",), "pip install jax"),
+    Contestant("minigan", "minigan", "minigan", "compiled", ("gan", *CONV), "pip install ."),
+    Contestant("minigan-eager", "minigan", "minigan", "eager", ALL_KINDS, "pip install ."),
+    Contestant("torch", "torch", "torch", "eager", ALL_KINDS, _TORCH),
+    Contestant("torch-malloc", "torch", "torch", "eager", CONV, _TORCH, _KEEP),
+    Contestant("torch-compile", "torch", "torch", "compiled", GANS, _TORCH),
+    Contestant("jax", "jax", "jax", "jit", ("gan", *CONV), "pip install jax"),
     Contestant("tf-graph", "tensorflow", "tensorflow_graph", "session", ("gan",), _TENSORFLOW),
-    Contestant("tf-function", "tensorflow", "tensorflow", "function", ("gan",), _TENSORFLOW),
-    Contestant("autograd", "autograd", "autograd", "eager", BOTH, "pip install autograd"),
-    Contestant("mygrad", "mygrad", "mygrad", "eager", BOTH, "pip install mygrad"),
+    Contestant("tf-function", "tensorflow", "tensorflow", "function", GANS, _TENSORFLOW),
+    Contestant("autograd", "autograd", "autograd", "eager", ("chain", *GANS), "pip install autograd"),
+    Contestant("mygrad", "mygrad", "mygrad", "eager", ("chain", *GANS), "pip install mygrad"),
     Contestant("tinygrad", "tinygrad", "tinygrad", "jit", ("gan",), "pip install tinygrad"),
 )
 SGEMM = Contestant("sgemm", "numpy", "sgemm", "product", (), "")

@@ -5,7 +5,8 @@ from typing import Any
 import autograd.numpy as np
 from autograd import elementwise_grad, make_vjp, value_and_grad
 
-from benchmarks.peers import Program
+from benchmarks.convolutional import ConvGan
+from benchmarks.peers import Program, Unsupported
 from benchmarks.peers.numpy_adam import NumpyAdam
 from benchmarks.scenarios import GAMMA, LAMBDA, SLOPE, Chain, Gan
 
@@ -80,6 +81,11 @@ def gan(scenario: Gan, dtype: str, variant: str) -> Program:
         return of_d, of_g
 
     return Program(step, lambda losses: tuple(map(float, losses)))
+
+
+def conv_gan(scenario: ConvGan, dtype: str, variant: str) -> Program:
+    """Cannot be: `Unsupported`."""
+    raise Unsupported("has no convolutions with a stride")
 
 
 def chain(scenario: Chain, dtype: str, variant: str) -> Program:

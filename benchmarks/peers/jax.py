@@ -1,13 +1,16 @@
 """JAX: the whole step under `jit`, with the buffers of weights and moments donated."""
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from benchmarks.peers import Program
-from benchmarks.scenarios import B1, B2, EPS, GAMMA, LAMBDA, RATE, SLOPE, Gan
+from benchmarks.convolutional import ConvGan, Game
+from benchmarks.peers import Program, jax_images
+from benchmarks.peers.jax_images import conv_layer as conv_layer
+from benchmarks.scenarios import GAMMA, LAMBDA, SLOPE, Adam, Gan
 
 
 def setup(threads: int) -> None:
@@ -28,28 +31,48 @@ def _layers(x: Any, layers: Any) -> Any:
     return x
 
 
-def _adam(player: Any, gradients: Any, t: Any) -> Any:
-    tree = jax.tree.map
+def _update(adam: Adam, player: Any, gradients: Any, t: Any) -> Any:
+    tree, (rate, b1, b2, eps) = jax.tree.map, adam
     weights, m, v = player
-    m = tree(lambda m, g: B1 * m + (1 - B1) * g, m, gradients)
-    v = tree(lambda v, g: B2 * v + (1 - B2) * g * g, v, gradients)
-    rate, unbias = RATE / (1 - B1**t), 1 / (1 - B2**t)
-    return tree(lambda p, m, v: p - rate * m / (jnp.sqrt(unbias * v) + EPS), weights, m, v), m, v
+    m = tree(lambda m, g: b1 * m + (1 - b1) * g, m, gradients)
+    v = tree(lambda v, g: b2 * v + (1 - b2) * g * g, v, gradients)
+    scaled, unbias = rate / (1 - b1**t), 1 / (1 - b2**t)
+    return tree(lambda p, m, v: p - scaled * m / (jnp.sqrt(unbias * v) + eps), weights, m, v), m, v
 
 
 def gan(scenario: Gan, dtype: str, variant: str) -> Program:
     """A step of both players."""
-    wasserstein = scenario.loss == "wasserstein"
 
     def generate(z: Any, g: Any) -> Any:
         x = _layers(z, g)
         return jax.nn.sigmoid(x) if scenario.output else x
 
+    return _program(scenario, dtype, generate, _layers)
+
+
+def conv_gan(scenario: ConvGan, dtype: str, variant: str) -> Program:
+    """A step of both players."""
+    generator, discriminator = scenario.networks
+
+    def generate(z: Any, g: Any) -> Any:
+        return generator.apply(jax_images, g, z)
+
+    def judge(x: Any, d: Any) -> Any:
+        return discriminator.apply(jax_images, d, x)
+
+    return _program(scenario, dtype, generate, judge)
+
+
+def _program(
+    scenario: Game, dtype: str, generate: Callable[[Any, Any], Any], judge: Callable[[Any, Any], Any]
+) -> Program:
+    wasserstein = scenario.loss == "wasserstein"
+
     def slope_at(x: Any, d: Any) -> Any:
-        return jax.grad(lambda points: _layers(points, d).sum())(x)
+        return jax.grad(lambda points: judge(points, d).sum())(x)
 
     def d_loss(d: Any, x: Any, fake: Any, *u: Any) -> Any:
-        real_logits, fake_logits = _layers(x, d), _layers(fake, d)
+        real_logits, fake_logits = judge(x, d), judge(fake, d)
         if wasserstein:
             total = fake_logits.mean() - real_logits.mean()
         else:
@@ -62,16 +85,16 @@ def gan(scenario: Gan, dtype: str, variant: str) -> Program:
         return total
 
     def g_loss(g: Any, d: Any, z: Any) -> Any:
-        logits = _layers(generate(z, g), d)
+        logits = judge(generate(z, g), d)
         return -logits.mean() if wasserstein else jax.nn.softplus(-logits).mean()
 
     def whole(state: Any, x: Any, z1: Any, z2: Any, *u: Any) -> Any:
         g, d, t = state
         t = t + 1
         of_d, gradients = jax.value_and_grad(d_loss)(d[0], x, generate(z1, g[0]), *u)
-        d = _adam(d, gradients, t)
+        d = _update(scenario.adam, d, gradients, t)
         of_g, gradients = jax.value_and_grad(g_loss)(g[0], d[0], z2)
-        g = _adam(g, gradients, t)
+        g = _update(scenario.adam, g, gradients, t)
         return (g, d, t), (of_d, of_g)
 
     jitted = jax.jit(whole, donate_argnums=0)

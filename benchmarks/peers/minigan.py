@@ -1,10 +1,15 @@
 """minigan through its public interface, as its users write it: eager, and compiled by `mg.compile`."""
 
+from collections.abc import Callable
 from typing import Any
 
 import minigan as mg
-from benchmarks.peers import NotThere, Program
-from benchmarks.scenarios import B1, B2, EPS, GAMMA, LAMBDA, RATE, SLOPE, Chain, Gan, Layers
+from benchmarks.convolutional import ConvGan, Game
+from benchmarks.peers import NotThere, Program, minigan_images
+from benchmarks.peers.minigan_images import conv_layer as conv_layer
+from benchmarks.scenarios import GAMMA, LAMBDA, SLOPE, Chain, Gan, Layers
+
+Parameters = dict[str, Any]
 
 
 def setup(threads: int) -> None:
@@ -27,8 +32,35 @@ def gan(scenario: Gan, dtype: str, variant: str) -> Program:
     d = mg.models.mlp_discriminator(shape, scenario.hidden, slope=SLOPE, dtype=dtype)
     for network, layers in zip((g, d), scenario.weights(dtype), strict=True):
         _load(network, layers)
-    g_weights, d_weights = g.parameters(), d.parameters()
-    adam = mg.optim.Adam(RATE, b1=B1, b2=B2, eps=EPS)
+    return _program(scenario, variant, g, g.parameters(), d, d.parameters())
+
+
+def conv_gan(scenario: ConvGan, dtype: str, variant: str) -> Program:
+    """A step of both players."""
+    g_weights, d_weights = (
+        {name: mg.asarray(a) for name, a in weights.items()} for weights in scenario.weights(dtype)
+    )
+    generator, discriminator = scenario.networks
+
+    def g(z: Any) -> Any:
+        return generator.apply(minigan_images, g_weights, z)
+
+    def d(x: Any) -> Any:
+        return discriminator.apply(minigan_images, d_weights, x)
+
+    return _program(scenario, variant, g, g_weights, d, d_weights)
+
+
+def _program(
+    scenario: Game,
+    variant: str,
+    g: Callable[[Any], Any],
+    g_weights: Parameters,
+    d: Callable[[Any], Any],
+    d_weights: Parameters,
+) -> Program:
+    rate, b1, b2, eps = scenario.adam
+    adam = mg.optim.Adam(rate, b1=b1, b2=b2, eps=eps)
     g_memory, d_memory = adam.init(g_weights), adam.init(d_weights)
     loss = mg.losses.table[scenario.loss]
 

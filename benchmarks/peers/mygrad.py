@@ -5,6 +5,7 @@ from typing import Any
 import mygrad as mg
 from mygrad.nnet.activations import leaky_relu, sigmoid
 
+from benchmarks.convolutional import ConvGan
 from benchmarks.peers import Program, Unsupported
 from benchmarks.peers.numpy_adam import NumpyAdam
 from benchmarks.scenarios import SLOPE, Chain, Gan, Layers
@@ -58,6 +59,11 @@ def gan(scenario: Gan, dtype: str, variant: str) -> Program:
         return d_loss, g_loss
 
     return Program(step, lambda losses: tuple(loss.item() for loss in losses))
+
+
+def conv_gan(scenario: ConvGan, dtype: str, variant: str) -> Program:
+    """Cannot be: `Unsupported`."""
+    raise Unsupported("has no transposed convolutions")
 
 
 def chain(scenario: Chain, dtype: str, variant: str) -> Program:

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.peers import Program
-from benchmarks.scenarios import SEED, Scenario
+from benchmarks.scenarios import SEED
+from benchmarks.table import Scenario
 
 SIZE = 1024
 FLOPS = 2.0 * SIZE**3
@@ -28,4 +29,4 @@ def gan(scenario: Scenario, dtype: str, variant: str) -> Program:
     return Program(step, lambda value: (value,))
 
 
-chain = gan
+chain = conv_gan = conv_layer = gan

@@ -1,11 +1,13 @@
 """TensorFlow 2: the whole step as one `tf.function`, with TensorFlow's fused Adam kernel."""
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import tensorflow as tf
 
-from benchmarks.peers import Program
-from benchmarks.scenarios import B1, B2, EPS, GAMMA, LAMBDA, RATE, SLOPE, Gan, Layers
+from benchmarks.convolutional import ConvGan, Game
+from benchmarks.peers import Program, tensorflow_images
+from benchmarks.scenarios import GAMMA, LAMBDA, SLOPE, Adam, Array, Gan
 
 
 def setup(threads: int) -> None:
@@ -23,9 +25,9 @@ def layers(x: Any, weights: list[Any]) -> Any:
     return x
 
 
-def d_loss(scenario: Gan, weights: list[Any], x: Any, fake: Any, *u: Any) -> Any:
+def d_loss(scenario: Game, judge: Callable[[Any], Any], x: Any, fake: Any, *u: Any) -> Any:
     """The discriminator's loss with its penalty."""
-    real_logits, fake_logits = layers(x, weights), layers(fake, weights)
+    real_logits, fake_logits = judge(x), judge(fake)
     if scenario.loss == "wasserstein":
         total = tf.reduce_mean(fake_logits) - tf.reduce_mean(real_logits)
     else:
@@ -36,13 +38,13 @@ def d_loss(scenario: Gan, weights: list[Any], x: Any, fake: Any, *u: Any) -> Any
         total += 0.5 * GAMMA / scenario.batch * tf.reduce_sum(tf.square(slope))
     elif scenario.penalty:
         points = u[0] * x + (1 - u[0]) * fake
-        (slope,) = tf.gradients(layers(points, weights), points)
+        (slope,) = tf.gradients(judge(points), points)
         length = tf.sqrt(tf.reduce_sum(tf.square(slope), axis=1))
         total += LAMBDA * tf.reduce_mean(tf.square(length - 1))
     return total
 
 
-def g_loss(scenario: Gan, logits: Any) -> Any:
+def g_loss(scenario: Game, logits: Any) -> Any:
     """The generator's loss."""
     if scenario.loss == "wasserstein":
         return -tf.reduce_mean(logits)
@@ -56,19 +58,20 @@ def _cross_entropy(logits: Any, labels: Any) -> Any:
 class _Player:
     """Weights, moments, and the powers of b1 and b2 that Adam's kernel asks for."""
 
-    def __init__(self, layers: Layers) -> None:
-        self.weights = [tf.Variable(a) for layer in layers for a in layer]
+    def __init__(self, arrays: Iterable[Array], adam: Adam) -> None:
+        self.weights, self.adam = [tf.Variable(a) for a in arrays], adam
         self.m, self.v = ([tf.Variable(tf.zeros_like(p)) for p in self.weights] for _ in range(2))
         dtype = self.weights[0].dtype
-        self.b1_power, self.b2_power = tf.Variable(B1, dtype=dtype), tf.Variable(B2, dtype=dtype)
+        self.b1_power, self.b2_power = (tf.Variable(b, dtype=dtype) for b in (adam.b1, adam.b2))
 
     def update(self, loss: Any) -> None:
         """One step down the loss.
 
         TensorFlow adds its epsilon to √v, not to √(v / (1 - b2^t)); so this one is scaled, which keeps the algorithm.
         """
+        rate, b1, b2, eps = self.adam
         gradients = tf.gradients(loss, self.weights)
-        eps = EPS * tf.sqrt(1 - self.b2_power)
+        eps = eps * tf.sqrt(1 - self.b2_power)
         for p, m, v, g in zip(self.weights, self.m, self.v, gradients, strict=True):
             tf.raw_ops.ResourceApplyAdam(
                 var=p.handle,
@@ -76,29 +79,54 @@ class _Player:
                 v=v.handle,
                 beta1_power=self.b1_power,
                 beta2_power=self.b2_power,
-                lr=tf.constant(RATE, p.dtype),
-                beta1=tf.constant(B1, p.dtype),
-                beta2=tf.constant(B2, p.dtype),
+                lr=tf.constant(rate, p.dtype),
+                beta1=tf.constant(b1, p.dtype),
+                beta2=tf.constant(b2, p.dtype),
                 epsilon=eps,
                 grad=g,
             )
-        self.b1_power.assign(self.b1_power * B1)
-        self.b2_power.assign(self.b2_power * B2)
+        self.b1_power.assign(self.b1_power * b1)
+        self.b2_power.assign(self.b2_power * b2)
 
 
 def gan(scenario: Gan, dtype: str, variant: str) -> Program:
     """A step of both players."""
-    g, d = map(_Player, scenario.weights(dtype))
+    g, d = (
+        _Player([a for layer in network for a in layer], scenario.adam) for network in scenario.weights(dtype)
+    )
 
     def generate(z: Any) -> Any:
         x = layers(z, g.weights)
         return tf.sigmoid(x) if scenario.output else x
 
+    return _program(scenario, g, d, generate, lambda x: layers(x, d.weights))
+
+
+def conv_gan(scenario: ConvGan, dtype: str, variant: str) -> Program:
+    """A step of both players."""
+    networks, arrays = scenario.networks, scenario.weights(dtype)
+    g, d = players = [_Player(weights.values(), scenario.adam) for weights in arrays]
+    g_weights, d_weights = (
+        dict(zip(names, player.weights, strict=True)) for names, player in zip(arrays, players, strict=True)
+    )
+
+    def generate(z: Any) -> Any:
+        return networks[0].apply(tensorflow_images, g_weights, z)
+
+    def judge(x: Any) -> Any:
+        return networks[1].apply(tensorflow_images, d_weights, x)
+
+    return _program(scenario, g, d, generate, judge)
+
+
+def _program(
+    scenario: Game, g: _Player, d: _Player, generate: Callable[[Any], Any], judge: Callable[[Any], Any]
+) -> Program:
     @tf.function(autograph=False)
     def step(x: Any, z1: Any, z2: Any, *u: Any) -> Any:
-        of_d = d_loss(scenario, d.weights, x, generate(z1), *u)
+        of_d = d_loss(scenario, judge, x, generate(z1), *u)
         d.update(of_d)
-        of_g = g_loss(scenario, layers(generate(z2), d.weights))
+        of_g = g_loss(scenario, judge(generate(z2)))
         g.update(of_g)
         return of_d, of_g
 

@@ -53,7 +53,7 @@ def gan(scenario: Gan, dtype: str, variant: str) -> Program:
     x, z = given(scenario.features), given(scenario.latent)
     u = [given(1)] if scenario.penalty == "wgan_gp" else []
     fake = generate(z)
-    of_discriminator = d_loss(scenario, of_d, x, fake, *u)
+    of_discriminator = d_loss(scenario, lambda x: layers(x, of_d), x, fake, *u)
     of_generator = g_loss(scenario, layers(fake, of_d))
     move_d, move_g = (
         _descent(loss, weights, dtype) for loss, weights in ((of_discriminator, of_d), (of_generator, of_g))

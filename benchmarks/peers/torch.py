@@ -1,13 +1,16 @@
 """PyTorch: eager with fused Adam, and the whole step, with Adam in it, as one graph under `torch.compile`."""
 
 import shutil
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.nn import functional
 
-from benchmarks.peers import NotThere, Program
-from benchmarks.scenarios import B1, B2, EPS, GAMMA, LAMBDA, RATE, SLOPE, Chain, Gan, Layers
+from benchmarks.convolutional import ConvGan, Game
+from benchmarks.peers import NotThere, Program, torch_images
+from benchmarks.peers.torch_images import conv_layer as conv_layer, given
+from benchmarks.scenarios import GAMMA, LAMBDA, SLOPE, Chain, Gan, Layers
 
 
 def setup(threads: int) -> None:
@@ -18,21 +21,53 @@ def setup(threads: int) -> None:
 
 def gan(scenario: Gan, dtype: str, variant: str) -> Program:
     """A step of both players."""
-    make = _compiled if variant == "compiled" else _eager
-    step = make(scenario, dtype)
-    return Program(
-        lambda *arrays: step(*map(torch.from_numpy, arrays)),
-        lambda losses: tuple(loss.item() for loss in losses),
+    g_layers, d_layers = scenario.weights(dtype)
+    if variant == "eager":
+        g, d = _network(g_layers, scenario.output), _network(d_layers, "")
+        return _program(_eager(scenario, g, list(g.parameters()), d, list(d.parameters())))
+
+    def generate(z: Any, weights: Any) -> Any:
+        x = _layers(z, weights)
+        return torch.sigmoid(x) if scenario.output else x
+
+    weights = torch.utils._pytree.tree_map(torch.from_numpy, [g_layers, d_layers])
+    return _program(_compiled(scenario, dtype, weights, generate, _layers))
+
+
+def conv_gan(scenario: ConvGan, dtype: str, variant: str) -> Program:
+    """A step of both players."""
+    generator, discriminator = scenario.networks
+    g_weights, d_weights = weights = [
+        {name: torch_images.weight(a) for name, a in arrays.items()} for arrays in scenario.weights(dtype)
+    ]
+
+    def generate(z: Any, weights: Any) -> Any:
+        return generator.apply(torch_images, weights, z)
+
+    def judge(x: Any, weights: Any) -> Any:
+        return discriminator.apply(torch_images, weights, x)
+
+    if variant == "compiled":
+        return _program(_compiled(scenario, dtype, weights, generate, judge))
+    g_list, d_list = ([w.requires_grad_() for w in network.values()] for network in weights)
+    return _program(
+        _eager(scenario, lambda z: generate(z, g_weights), g_list, lambda x: judge(x, d_weights), d_list)
     )
 
 
-def _d_loss(scenario: Gan, real_logits: Any, fake_logits: Any) -> Any:
+def _program(step: Callable[..., Any]) -> Program:
+    return Program(
+        lambda *arrays: step(*map(given, arrays)), lambda losses: tuple(loss.item() for loss in losses)
+    )
+
+
+def _d_loss(scenario: Game, real_logits: Any, fake_logits: Any) -> Any:
     if scenario.loss == "wasserstein":
         return fake_logits.mean() - real_logits.mean()
     return _cross_entropy(real_logits, 1.0) + _cross_entropy(fake_logits, 0.0)
 
 
-def _g_loss(scenario: Gan, logits: Any) -> Any:
+def _g_loss(scenario: Game, logits: Any) -> Any:
     return -logits.mean() if scenario.loss == "wasserstein" else _cross_entropy(logits, 1.0)
 
 
@@ -52,12 +87,16 @@ def _network(layers: Layers, output: str) -> Any:
     return torch.nn.Sequential(*modules)
 
 
-def _eager(scenario: Gan, dtype: str) -> Any:
-    g_layers, d_layers = scenario.weights(dtype)
-    g, d = _network(g_layers, scenario.output), _network(d_layers, "")
-    g_weights, d_weights = list(g.parameters()), list(d.parameters())
+def _eager(
+    scenario: Game,
+    g: Callable[[Any], Any],
+    g_weights: list[Any],
+    d: Callable[[Any], Any],
+    d_weights: list[Any],
+) -> Any:
+    rate, b1, b2, eps = scenario.adam
     g_adam, d_adam = (
-        torch.optim.Adam(weights, RATE, betas=(B1, B2), eps=EPS, fused=True)
+        torch.optim.Adam(weights, rate, betas=(b1, b2), eps=eps, fused=True)
         for weights in (g_weights, d_weights)
     )
 
@@ -70,8 +109,10 @@ def _eager(scenario: Gan, dtype: str) -> Any:
         return LAMBDA * (slope.norm(dim=1) - 1).square().mean()
 
     def update(adam: Any, weights: Any, loss: Any) -> None:
-        for weight, gradient in zip(weights, torch.autograd.grad(loss, weights), strict=True):
-            weight.grad = gradient
+        adam.zero_grad()
+        loss.backward(
+            inputs=weights
+        )  # into memory laid out as the weights', which fused Adam takes for granted
         adam.step()
 
     def step(x: Any, z1: Any, z2: Any, *u: Any) -> Any:
@@ -98,40 +139,41 @@ def _layers(x: Any, layers: Any) -> Any:
     return x
 
 
-def _compiled(scenario: Gan, dtype: str) -> Any:
+def _compiled(
+    scenario: Game,
+    dtype: str,
+    networks: list[Any],
+    generate: Callable[[Any, Any], Any],
+    judge: Callable[[Any, Any], Any],
+) -> Any:
     if not any(map(shutil.which, ("g++", "clang++", "c++"))):
         raise NotThere("torch.compile needs a C++ compiler, and there is none on the path")
-    tree = torch.utils._pytree.tree_map
-    tensors = tree(torch.from_numpy, scenario.weights(dtype))
+    tree, (rate, b1, b2, eps) = torch.utils._pytree.tree_map, scenario.adam
     players = tuple(
-        (weights, tree(torch.zeros_like, weights), tree(torch.zeros_like, weights)) for weights in tensors
+        (weights, tree(torch.zeros_like, weights), tree(torch.zeros_like, weights)) for weights in networks
     )
     count = torch.zeros((), dtype=getattr(torch, dtype))
 
-    def generate(z: Any, g: Any) -> Any:
-        x = _layers(z, g)
-        return torch.sigmoid(x) if scenario.output else x
-
     def d_loss(d: Any, x: Any, fake: Any, *u: Any) -> Any:
-        total = _d_loss(scenario, _layers(x, d), _layers(fake, d))
+        total = _d_loss(scenario, judge(x, d), judge(fake, d))
         if not scenario.penalty:
             return total
-        slope_at = torch.func.grad(lambda points: _layers(points, d).sum())
+        slope_at = torch.func.grad(lambda points: judge(points, d).sum())
         if scenario.penalty == "r1":
             return total + 0.5 * GAMMA / scenario.batch * slope_at(x).square().sum()
         slope = slope_at(u[0] * x + (1 - u[0]) * fake)
         return total + LAMBDA * (slope.square().sum(dim=1).sqrt() - 1).square().mean()
 
     def g_loss(g: Any, d: Any, z: Any) -> Any:
-        return _g_loss(scenario, _layers(generate(z, g), d))
+        return _g_loss(scenario, judge(generate(z, g), d))
 
     def update(player: Any, gradients: Any, t: Any) -> None:
-        rate, unbias = RATE / (1 - B1**t), 1 / (1 - B2**t)
+        scaled, unbias = rate / (1 - b1**t), 1 / (1 - b2**t)
         leaves = [torch.utils._pytree.tree_leaves(part) for part in (*player, gradients)]
         for p, m, v, g in zip(*leaves, strict=True):
-            m.lerp_(g, 1 - B1)
-            v.mul_(B2).addcmul_(g, g, value=1 - B2)
-            p.sub_(rate * m / ((unbias * v).sqrt() + EPS))
+            m.lerp_(g, 1 - b1)
+            v.mul_(b2).addcmul_(g, g, value=1 - b2)
+            p.sub_(scaled * m / ((unbias * v).sqrt() + eps))
 
     @torch.compile(fullgraph=True, dynamic=False)
     def whole(x: Any, z1: Any, z2: Any, *u: Any) -> Any:
