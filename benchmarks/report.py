@@ -224,7 +224,7 @@ def plot(results: Results, path: str) -> None:
     names = [
         c.name for c in ALL if any(row.contestant == c.name and row.rounds for g in measured for row in g)
     ]
-    colours = dict(zip(names, plt.get_cmap("tab10").colors, strict=False))  # type: ignore[attr-defined]
+    colours = dict(zip(names, plt.get_cmap("tab20").colors, strict=False))  # type: ignore[attr-defined]
     for axis, n in zip(axes[:, 0], threads, strict=False):
         here = [group for group in measured if group[0].threads == n]
         for k, group in enumerate(here):

@@ -175,7 +175,7 @@ def test_flops_of_the_dcgan_step() -> None:
     assert TABLE["conv-second-dw"].flops == 2 * 64 * 7 * 7 * (4 * 4 * 64 * 128)
 
 
-def test_networks_of_images_have_the_weights_of_the_paper() -> None:
+def test_weights_of_dcgan() -> None:
     shapes = [{name: a.shape for name, a in w.items()} for w in ConvGan("", "").weights("float32")]
     assert list(shapes[0].values()) == [
         *((100, 6272), (128,), (128,)),
