@@ -440,8 +440,8 @@ def test_pixel_shuffle_by_hand() -> None:
 def test_resizing(name: str) -> None:
     """Derivatives, the compiled form, no images, and a NaN that stays where it is."""
     f, x = RESIZERS[name], draw(2, 4, 5, 4)
-    first, second = mg.check_grad(f, x[:1, :3, :3, :2])
-    assert first < 1e-9 and second < 1e-7
+    of_order_1, of_order_2 = mg.check_grad(f, x[:1, :3, :3, :2])
+    assert of_order_1 < 1e-9 and of_order_2 < 1e-7
 
     def derivative(x: mg.Tensor) -> mg.Tensor:
         return mg.grad((f(x) ** 2.0).sum(), x)[0]

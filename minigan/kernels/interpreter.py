@@ -51,12 +51,13 @@ from minigan.kernels.layout import (
     M,
     N,
 )
+from minigan.kernels.matrix import ARM
 
 _intrinsic: Callable[..., Any] = extending.intrinsic
 _inline: Callable[..., Any] = numba.njit(inline="always", error_model="numpy")
 
 # How the names of processors begin that have instructions of their own below.
-X86, ARM = ("x86_64", "i686"), ("aarch64", "arm64")
+X86 = ("x86_64", "i686")
 
 # How long a thread that waits is at it: first with the processor's hint for such loops (some 50 us), then giving the
 # core to others (some 100 us if nobody wants it), then in naps. It must not take long to nap: with another process on
