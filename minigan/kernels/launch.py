@@ -91,6 +91,9 @@ def available() -> bool:
 def _available() -> bool:
     if os.environ.get("MINIGAN_NUMBA") == "0" or importlib.util.find_spec("numba") is None:
         return numba() is not None
+    if not os.path.isfile(__file__) or not __file__.endswith(".py"):
+        notice(f"minigan runs on NumPy alone, which is slower: its source is not at {__file__}")
+        return False
     if os.environ.get("NUMBA_DISABLE_JIT", "0") == "0":
         folder = cache_folder()
         if folder is not None and any(folder.glob("*.o")):
