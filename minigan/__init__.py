@@ -1,6 +1,6 @@
 """minigan: generative adversarial networks on a small automatic differentiation engine of their own."""
 
-from minigan import data, losses, metrics, models, nn, ops, optim, penalties
+from minigan import analysis, data, losses, metrics, models, nn, ops, optim, penalties
 from minigan.check import check_grad
 from minigan.checkpoint import load, save
 from minigan.errors import (
@@ -38,6 +38,7 @@ __all__ = [
     "ShapeError",
     "Tensor",
     "__version__",
+    "analysis",
     "asarray",
     "check_grad",
     "compile",

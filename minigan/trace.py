@@ -17,7 +17,12 @@ Result = TypeVar("Result")
 
 
 class Recorder(Protocol):
-    """What listens to a thread's calls of `apply`."""
+    """What listens to a thread's calls of `apply`.
+
+    With `composes`, it had rather hear of the operations that make up one of which there is also a kernel.
+    """
+
+    composes: bool
 
     def call(
         self, primitive: Any, arrays: Sequence[Array], outs: Sequence[Array], attributes: dict[str, Any]
@@ -41,6 +46,36 @@ class Recorder(Protocol):
 
     def read(self, array: Array, what: str) -> None:
         """Python is about to look at the values of `array`."""
+
+
+class Listener:
+    """A `Recorder` that hears everything and changes nothing; a subclass has a method for what it is about."""
+
+    composes = False
+
+    def call(
+        self, primitive: Any, arrays: Sequence[Array], outs: Sequence[Array], attributes: dict[str, Any]
+    ) -> None:
+        """See `Recorder`, as for the others."""
+
+    def made(self, array: Array) -> None:
+        """See `Recorder`."""
+
+    def changes(self, tensor: Any) -> None:
+        """See `Recorder`."""
+
+    def host(self, function: Callable[[], Any], value: Any) -> Any:
+        """The value itself."""
+        return value
+
+    def require(self, flag: Array) -> None:
+        """See `Recorder`."""
+
+    def undone_by(self, restore: Callable[[], None]) -> None:
+        """See `Recorder`."""
+
+    def read(self, array: Array, what: str) -> None:
+        """See `Recorder`."""
 
 
 class State(threading.local):

@@ -29,7 +29,11 @@ def test_digits_are_the_real_ones() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:loadtxt")
-@pytest.mark.parametrize("content", [b"", b"not gzip", gzip.compress(b"1,2,3\n"), gzip.compress(b"1,x\n")])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"not gzip", gzip.compress(b"1,2,3\n"), gzip.compress(b"1,x\n")],
+    ids=["empty", "not gzip", "short", "no number"],
+)
 def test_damaged_digits(content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "digits.csv.gz").write_bytes(content)
     monkeypatch.setitem(digits.__globals__, "__file__", str(tmp_path / "digits.py"))

@@ -34,6 +34,7 @@ PUBLIC = {
     "ShapeError",
     "Tensor",
     "__version__",
+    "analysis",
     "asarray",
     "check_grad",
     "compile",

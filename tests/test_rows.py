@@ -89,7 +89,14 @@ def test_softmax_of_rows_of_any_length(dtype: Any) -> None:
 
     def function(x: mg.Tensor) -> list[mg.Tensor]:
         y = mg.ops.softmax(x)
-        return [y, y * 2 - 1, mg.ops.log_softmax(x), mg.ops.logsumexp(x, 1), mg.ops.softmax(x, (0, 1))]
+        return [
+            y,
+            y * 2 - 1,
+            mg.ops.log_softmax(x),
+            mg.ops.logsumexp(x, 1),
+            mg.ops.softmax(x, (0, 1)),
+            mg.ops.max(x, 1),
+        ]
 
     for m in (*SIZES, 3000):
         x = random.normal(size=(40, m)).astype(dtype)

@@ -9,7 +9,8 @@ import numpy as np
 from minigan.backend import Array, Spec
 from minigan.errors import DTypeError, ShapeError
 from minigan.linear import SCATTER, TAKE, add_up
-from minigan.ops.reduce import softmax
+from minigan.ops.elementwise import exp
+from minigan.ops.reduce import max as largest
 from minigan.pointwise import broadcast, check_float
 from minigan.tape import Input, Primitive, Sample, apply
 from minigan.tensor import Tensor, TensorLike, lift, pair, where
@@ -45,10 +46,18 @@ def _infer(q: Array, k: Array, v: Array, *mask: Array, scale: float) -> Sequence
 
 
 def _composed(q: Tensor, k: Tensor, v: Tensor, *mask: Tensor, scale: float) -> Tensor:
+    """The values are weighted before the weights are divided by their sums, as in the kernel.
+
+    So the derivative for the sums comes from rows of results, not from rows of scores (Dao et al. 2022,
+    "FlashAttention", eq. 4), and that for the scores can be written by the product that makes it.
+    """
     scores = (q * scale) @ k.mT
     for m in mask:
         scores = where(m, scores, -math.inf)
-    return softmax(scores) @ v
+    top = largest(scores.detach(), -1, keepdims=True)  # a constant: it cancels
+    weights = exp(scores - where(top > -math.inf, top, 0.0))
+    total = weights.sum(-1, keepdims=True)
+    return (weights @ v) / where(total > 0, total, 1.0)  # 0 where all is masked
 
 
 def _kernel(outs: Sequence[Array], q: Array, k: Array, v: Array, *mask: Array, scale: float) -> None:
@@ -122,8 +131,8 @@ def scaled_dot_product_attention(
             query that may attend to none gets 0, and its derivatives are 0.
         scale: 1/sqrt(d) by default.
 
-    Returns: (..., T, e). Where nothing is recorded for derivatives, by a kernel that has only a part of the scores at a
-    time in memory; otherwise by the operations whose derivatives are wanted.
+    Returns: (..., T, e). Where nothing is recorded, for derivatives or by `mg.compile`, by a kernel that has only a
+    part of the scores at a time in memory; otherwise by the operations that are wanted.
 
     Raises: `ShapeError` for shapes that do not fit, `DTypeError` for a mask that is not boolean.
 
@@ -142,8 +151,9 @@ def scaled_dot_product_attention(
     masks = [] if mask is None else [lift(mask)]
     if scale is None:
         scale = 1.0 / math.sqrt(max(1, q.shape[-1] if q.ndim else 1))
-    # What is recorded is wanted for derivatives, which read the scores: the kernel would have to make them again.
-    if state.recording:
+    # What is recorded is wanted for derivatives, which read the scores: the kernel would have to make them again. And
+    # a program has rows for the parts, which all threads share.
+    if state.recording or (state.recorder is not None and state.recorder.composes):
         _infer(q.array, k.array, v.array, *[m.array for m in masks], scale=scale)
         return _composed(q, k, v, *masks, scale=scale)
     return apply(ATTENTION, q, k, v, *masks, scale=scale)  # type: ignore[no-any-return]

@@ -41,6 +41,14 @@ def _nearest_gap(x: Array) -> Any:
 # Extremes
 
 
+def _rows_of(x: rows.Spec, axes: tuple[int, ...]) -> tuple[int, int]:
+    """How many rows there are along the last axes, one behind the other in memory, and numbers in each; or (0, 0)."""
+    first = len(x.shape) - len(axes)
+    if not axes or axes[0] != first or not rows.row_major([x]):
+        return 0, 0
+    return math.prod(x.shape[:first]), math.prod(x.shape[first:])
+
+
 def _extreme_vjp(gy: Any, y: Any, x: Any, axes: tuple[int, ...], keepdims: bool) -> Any:
     def gx() -> Any:
         chosen = (x == spread(y, x.shape, axes)).astype(x.dtype)
@@ -49,7 +57,26 @@ def _extreme_vjp(gy: Any, y: Any, x: Any, axes: tuple[int, ...], keepdims: bool)
     return (gx,)
 
 
-def _extreme(name: str, ufunc: Callable[..., Any]) -> Primitive:
+def _number_of_a_row(name: str, work: int) -> Callable[..., rows.Plan | None]:
+    """What plans a kernel that makes one number of each row of a matrix, with so much work for an element."""
+
+    def row(
+        outs: Sequence[rows.Spec],
+        inputs: Sequence[rows.Spec],
+        parts: int,
+        axes: tuple[int, ...],
+        keepdims: bool,
+    ) -> rows.Plan | None:
+        n, m = _rows_of(inputs[0], axes)
+        if not m:
+            return None
+        kernel = kernel_of("softmax", name, inputs[0].dtype)
+        return rows.Plan(kernel, n, 1, 0, 16, (rows.Operand(0), rows.Result(0), m), work=work * n * m)
+
+    return row
+
+
+def _extreme(name: str, ufunc: Callable[..., Any], row: Any = None) -> Primitive:
     return Primitive(
         name,
         infer_reduction(name, empty=False),
@@ -57,10 +84,11 @@ def _extreme(name: str, ufunc: Callable[..., Any]) -> Primitive:
         vjp=_extreme_vjp,
         flops=lambda x, axes, keepdims: x.size,
         samples=_reduction_samples(_nearest_gap),
+        row=row,
     )
 
 
-_max = _extreme("max", np.max)
+_max = _extreme("max", np.max, _number_of_a_row("max_float32", 1))
 _min = _extreme("min", np.min)
 
 
@@ -228,24 +256,6 @@ def _logsumexp_kernel(outs: Sequence[Array], x: Array, axes: tuple[int, ...], ke
         outs[0][...] = (np.log(total) + top).reshape(outs[0].shape)
 
 
-def _logsumexp_row(
-    outs: Sequence[rows.Spec], inputs: Sequence[rows.Spec], parts: int, axes: tuple[int, ...], keepdims: bool
-) -> rows.Plan | None:
-    n, m = _rows_of(inputs[0], axes)
-    if not m:
-        return None
-    kernel = kernel_of("softmax", "logsumexp_float32", inputs[0].dtype)
-    return rows.Plan(kernel, n, 1, 0, 16, (rows.Operand(0), rows.Result(0), m), work=EXP_WORK * n * m)
-
-
-def _rows_of(x: rows.Spec, axes: tuple[int, ...]) -> tuple[int, int]:
-    """How many rows there are along the last axes, one behind the other in memory, and numbers in each; or (0, 0)."""
-    first = len(x.shape) - len(axes)
-    if not axes or axes[0] != first or not rows.row_major([x]):
-        return 0, 0
-    return math.prod(x.shape[:first]), math.prod(x.shape[first:])
-
-
 _logsumexp = Primitive(
     "logsumexp",
     infer_reduction("logsumexp"),
@@ -254,7 +264,7 @@ _logsumexp = Primitive(
     smooth=True,
     flops=lambda x, axes, keepdims: 3 * x.size,
     samples=_reduction_samples(),
-    row=_logsumexp_row,
+    row=_number_of_a_row("logsumexp_float32", EXP_WORK),
 )
 
 

@@ -105,6 +105,8 @@ class Hosted(NamedTuple):
 class Recorder:
     """What hears of every call of `apply` in a captured run (see `minigan.trace.Recorder`)."""
 
+    composes = True
+
     def __init__(self) -> None:
         self._made: dict[int, Array] = {}  # by id, the memory of tensors that the step makes
         self.calls: list[Call] = []
