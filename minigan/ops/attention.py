@@ -54,8 +54,10 @@ def _composed(q: Tensor, k: Tensor, v: Tensor, *mask: Tensor, scale: float) -> T
     scores = (q * scale) @ k.mT
     for m in mask:
         scores = where(m, scores, -math.inf)
-    top = largest(scores.detach(), -1, keepdims=True)  # a constant: it cancels
-    weights = exp(scores - where(top > -math.inf, top, 0.0))
+    if scores.shape[-1]:
+        top = largest(scores.detach(), -1, keepdims=True)  # a constant: it cancels
+        scores = scores - where(top > -math.inf, top, 0.0)
+    weights = exp(scores)
     total = weights.sum(-1, keepdims=True)
     return (weights @ v) / where(total > 0, total, 1.0)  # 0 where all is masked
 

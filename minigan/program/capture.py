@@ -8,6 +8,7 @@ import copy
 import os
 import struct
 import traceback
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -108,16 +109,15 @@ class Recorder:
     composes = True
 
     def __init__(self) -> None:
-        self._made: dict[int, Array] = {}  # by id, the memory of tensors that the step makes
         self.calls: list[Call] = []
         self.buffers: list[Buffer] = []
         self.numbers: list[float] = []
         self.hosts: list[Hosted] = []
         self.restores: list[tuple[int, Callable[[], None]]] = []  # after how many of the hosts
         self.changed: dict[int, Any] = {}  # tensors that the step overwrites
-        self._refs: dict[
-            int, tuple[Array, Ref]
-        ] = {}  # by the array's id, which stays its own while it is held
+        # By an array's id, which is its own as long as it lives. Results are not held: all of a run's take much memory.
+        self._made: dict[int, Any] = {}  # the memory of tensors that the step makes
+        self._refs: dict[int, tuple[Any, Ref]] = {}
         self._owners: dict[int, Buffer] = {}  # by the id of the array that owns the memory
         self._before: dict[int, tuple[Array, Array]] = {}  # what was overwritten, and its content before
 
@@ -129,7 +129,7 @@ class Recorder:
         """Note a call, and what it is about to overwrite."""
         inputs = tuple([self.ref(x) for x in arrays])
         if primitive.view is not None:
-            self._refs[id(outs[0])] = outs[0], _within(inputs[0], arrays[0], outs[0])
+            self._keep(outs[0], _within(inputs[0], arrays[0], outs[0]))
             return
         for x, own in zip(outs[: primitive.donates], inputs, strict=False):
             if own.buffer.kind == "input":
@@ -146,7 +146,7 @@ class Recorder:
 
     def made(self, array: Array) -> None:
         """Note memory that is not from outside, though it may hold values from there."""
-        self._made[id(array)] = array
+        self._made[id(array)] = self._watched(array)
 
     def changes(self, tensor: Any) -> None:
         """Note a tensor whose version rises in every run."""
@@ -194,7 +194,7 @@ class Recorder:
             if id(owner) not in self._owners:
                 self._new("held", owner)
             base = self._refs[id(owner)][1]
-            entry = self._refs[id(array)] = array, _within(base, owner, array)
+            return self._keep(array, _within(base, owner, array))
         return entry[1]
 
     def made_and_changed(self) -> list[tuple[Array, Array]]:
@@ -215,9 +215,23 @@ class Recorder:
         buffer = Buffer(len(self.buffers), kind, array.nbytes, kept, shown)
         ref = Ref(buffer, 0, array.shape, array.strides, array.dtype, kept)
         self.buffers.append(buffer)
-        self._refs[id(array)] = array, ref
         self._owners[id(array)] = buffer
+        return self._keep(array, ref)
+
+    def _keep(self, array: Array, ref: Ref) -> Ref:
+        """Note where an array is, until it dies."""
+        self._refs[id(array)] = self._watched(array) if ref.array is None else array, ref
         return ref
+
+    def _watched(self, array: Array) -> Any:
+        """A weak reference to an array, of which nothing is known any more when it dies."""
+        number = id(array)
+
+        def forget(_: Any) -> None:
+            for known in (self._made, self._refs, self._owners):
+                known.pop(number, None)
+
+        return weakref.ref(array, forget)
 
     def _stand_in(self, value: Any, hosted: Hosted) -> Any:
         """`value` with slots for its floats and memory of the program's for its arrays."""
