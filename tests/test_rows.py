@@ -125,3 +125,41 @@ def test_random_numbers_are_those_of_the_stream(dtype: Any) -> None:
         for x, e in zip(found, expected, strict=True):
             limit = 0 if x.dtype == np.uint32 else 8 * float(np.finfo(dtype).eps)
             np.testing.assert_allclose(x.numpy(), e.numpy(), rtol=0, atol=limit * 8)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(
+    ("lead", "queries", "keys", "masked"),
+    [((8,), 5, 7, False), ((9, 2), 17, 3, True), ((16, 1), 40, 40, True), ((70,), 33, 100, False)],
+)
+def test_chains_give_the_bits_of_their_links(
+    lead: tuple[int, ...], queries: int, keys: int, masked: bool, threads: int
+) -> None:
+    """What runs slice by slice is what runs one after the other, which is what `poison` asks for."""
+    random = np.random.default_rng(0)
+    q, k, v = (
+        random.normal(size=(*lead, n, m)).astype(np.float32) for n, m in ((queries, 4), (keys, 4), (keys, 6))
+    )
+    mask = random.random((queries, keys)) < 0.7
+
+    def step(q: mg.Tensor, k: mg.Tensor, v: mg.Tensor) -> list[mg.Tensor]:
+        y = mg.ops.scaled_dot_product_attention(q, k, v, mask if masked else None)
+        second = mg.ops.scaled_dot_product_attention(y, y, y * y)
+        return [y, second, second.mean(0), *mg.grad((second * second).sum(), [q, k, v])]
+
+    chained = mg.compile(step, threads=threads)
+    apart = mg.compile(step, threads=threads, poison=True)
+    for x, y in zip(chained(q, k, v), apart(q, k, v), strict=True):
+        assert x.numpy().tobytes() == y.numpy().tobytes()
+    assert " slices]" in str(chained.program)
+    assert " slices]" not in str(apart.program)
+
+
+def test_chains_are_not_made_of_few_samples_or_across_them() -> None:
+    def step(q: mg.Tensor) -> list[mg.Tensor]:
+        return [mg.ops.softmax(q @ q.mT), mg.ops.softmax(q @ q.mT, 0) @ q.sum(0)]
+
+    for count, expected in ((2, 0), (16, 2)):
+        program = mg.compile(step)
+        program(np.ones((count, 5, 3), np.float32))
+        assert str(program.program).count(" slices]") == expected

@@ -116,6 +116,7 @@ def stacked(outs: Sequence[Spec], inputs: Sequence[Spec], parts: int, ta: bool, 
         quantum(c.dtype)[0],
         words,
         epilogue=True,
+        by_sample=True,
     )
 
 

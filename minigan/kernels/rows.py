@@ -39,7 +39,8 @@ class Plan(NamedTuple):
     address of its number. With `epilogue` the last two words are 0, or the kernel and the row of what is called for
     some rows at a time of the result as a matrix (all axes but the last, the last), as soon as they are complete.
     Whether threads share the work is decided by `work`, in numbers that a loop reads or writes in the same time, or by
-    the call's flops if that is 0.
+    the call's flops if that is 0. `by_sample` says that some rows of the result need, of an input with the same first
+    axis, only what belongs to them.
     """
 
     kernel: Kernel
@@ -50,6 +51,7 @@ class Plan(NamedTuple):
     words: tuple[Word, ...]
     epilogue: bool = False
     work: int = 0
+    by_sample: bool = False
 
 
 class Spec(Protocol):
@@ -126,4 +128,4 @@ def copied(outs: Sequence[Spec], inputs: Sequence[Spec], parts: int) -> Plan | N
     *outer, m = x.shape
     n = math.prod(outer)
     words = Operand(0), places(outer, x.strides[:-1]), x.strides[-1] // item, Result(0)
-    return Plan(kernel_of("copy", "copy_float32", x.dtype), n, m, 0, 1, words, work=2 * n * m)
+    return Plan(kernel_of("copy", "copy_float32", x.dtype), n, m, 0, 1, words, work=2 * n * m, by_sample=True)

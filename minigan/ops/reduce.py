@@ -71,7 +71,9 @@ def _number_of_a_row(name: str, work: int) -> Callable[..., rows.Plan | None]:
         if not m:
             return None
         kernel = kernel_of("softmax", name, inputs[0].dtype)
-        return rows.Plan(kernel, n, 1, 0, 16, (rows.Operand(0), rows.Result(0), m), work=work * n * m)
+        return rows.Plan(
+            kernel, n, 1, 0, 16, (rows.Operand(0), rows.Result(0), m), work=work * n * m, by_sample=True
+        )
 
     return row
 
@@ -305,7 +307,9 @@ def _softmax_row(
         kernel_of("softmax", "softmax_float32", inputs[0].dtype),
         (rows.Operand(0), rows.Result(0), 0, 0),
     )
-    return rows.Plan(kernel, n, m, 0, 1, words, epilogue=len(axes) == 1, work=EXP_WORK * n * m)
+    return rows.Plan(
+        kernel, n, m, 0, 1, words, epilogue=len(axes) == 1, work=EXP_WORK * n * m, by_sample=True
+    )
 
 
 _softmax = Primitive(

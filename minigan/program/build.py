@@ -3,16 +3,18 @@
 Every address in the table is of memory that the program holds, and all are written in one place, `Builder.build`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from minigan.backend import Array
 from minigan.kernels import launch, machine, matrix
-from minigan.kernels.objects import kernel
+from minigan.kernels.layout import SPLIT_N, WHOLE
+from minigan.kernels.objects import kernel, kernel_of
 from minigan.kernels.rows import Operand, Plan, Result, Scratch
 from minigan.program.capture import REQUIRE, Buffer, Call, Recorder, Ref
+from minigan.program.chain import chained
 from minigan.program.checks import part_by_part, with_backups
 from minigan.program.fuse import Node, fuse, unfused
 from minigan.program.loops import Address, Text, as_word, write_loop
@@ -83,6 +85,13 @@ class Built(NamedTuple):
     outputs: list[Array]
 
 
+def _each(steps: Sequence[Step]) -> Iterator[Node]:
+    """The nodes of steps, of chains those in them."""
+    for step in steps:
+        for node in step.nodes:
+            yield from node.links or [node]
+
+
 def needed_calls(calls: Sequence[Call], outputs: Sequence[Ref]) -> list[Call]:
     """The calls without those whose results nobody needs."""
     wanted = {x.buffer for x in outputs}
@@ -115,10 +124,12 @@ class Builder:
         self.kept |= {call.inputs[0].buffer for call in calls if call.primitive is REQUIRE}
         if self.compiled:
             nodes = [in_place(node, self._is_read) for node in nodes]
+            if not options.poison:
+                nodes = chained(nodes)
         self.schedule = schedule(nodes, options.threads, self.compiled)
         if options.poison:  # after every node what is not needed any more is overwritten
             self.schedule = [Step([n], min(step.parts, 1)) for step in self.schedule for n in step.nodes]
-        self.texts = {node: write_loop(node, self._is_read) for node in nodes if node.walks}
+        self.texts = {node: write_loop(node, self._is_read) for node in _each(self.schedule) if node.walks}
         self._place()
 
     def _is_read(self, buffer: Buffer) -> bool:
@@ -129,7 +140,7 @@ class Builder:
 
     def _place(self) -> None:
         """Give all results and scratch memory their places."""
-        nodes = [node for step in self.schedule for node in step.nodes]
+        nodes = list(_each(self.schedule))
         # A kernel writes all its outputs, read or not; a loop writes what is read.
         self.python_outs = {b for node in nodes if node.kind == "call" for b in node.writes}
         self.product_outs = {
@@ -183,7 +194,7 @@ class Builder:
         rows_until: list[int] = []
         row_count = 0
         for number, step in enumerate(self.schedule):
-            row_count += len(step.nodes)
+            row_count += sum(1 for _ in _each([step]))
             if not step.parts:
                 (node,) = step.nodes
                 steps.append(self._python_call(node.product))  # type: ignore[arg-type]
@@ -192,8 +203,8 @@ class Builder:
                 continue
             begin = len(row_words)
             for node in step.nodes:
-                row_words.append(self._row(node))
-                rows.append(Row(node, self.texts.get(node), number))
+                row_words.append(self._chain_row(node) if node.links else self._row(node))
+                rows += [Row(each, self.texts.get(each), number) for each in node.links or [node]]
             phases.append((begin, len(row_words), step.parts))
             if steps and not isinstance(steps[-1], PythonCall) and not self.options.poison:
                 steps[-1], rows_until[-1] = (steps[-1][0], len(phases)), row_count
@@ -229,6 +240,19 @@ class Builder:
         checks = any(x.dtype.kind in "iu" and x.buffer.kind != "held" for x in call.inputs)
         outs, inputs = (tuple(self.view(ref) for ref in refs) for refs in (call.outs, call.inputs))
         return PythonCall(call, outs, inputs, slots, checks)
+
+    def _chain_row(self, node: Node) -> int:
+        """Append the rows of a chain's nodes, and the one that runs them."""
+        links = [self._row(link) for link in node.links]
+        samples = node.dims[0]
+        start = self._head(
+            kernel_of("chain", "chain").address, samples, 1, SPLIT_N if is_large(node) else WHOLE, 1
+        )
+        self.table += [-(-samples // node.slices), len(links)]
+        for row in links:
+            self.behind_words.append((len(self.table), row))
+            self.table += [0, self.table[row + 1] // samples]
+        return start
 
     def _row(self, node: Node) -> int:
         """Append the node's row, and before it that of the loop behind its product; gives where it begins."""

@@ -52,10 +52,12 @@ class Node:
 
     Attributes:
         kind: "loop", "product" (of matrices, or another call with compiled code of its own, with the loop behind it, if
-            any), or "call" (a primitive's own kernel).
+            any), "call" (a primitive's own kernel), or "chain" (others, slice by slice: see `minigan.program.chain`).
         walks: the calls of the loop.
         product: the call of the product, or of the primitive.
         plan: of a product that is not one of two matrices, how it is computed.
+        links: of a chain, its nodes.
+        slices: in how many slices it is run, if it is a chain or part of one.
     """
 
     kind: str
@@ -63,10 +65,14 @@ class Node:
     walks: list[Walk] = field(default_factory=list)
     dims: tuple[int, ...] = ()
     plan: Plan | None = None
+    links: list["Node"] = field(default_factory=list)
+    slices: int = 0
 
     @property
     def calls(self) -> list[Call]:
         """Its calls, in an order in which they can be made."""
+        if self.links:
+            return [call for link in self.links for call in link.calls]
         return ([self.product] if self.product else []) + [walk.call for walk in self.walks]
 
     @property
@@ -189,15 +195,16 @@ def reshaped(walk: Walk, dims: tuple[int, ...]) -> Walk | None:
 # Grouping
 
 
-class _Group:
+class Group:
     """A node in the making, and the groups it needs directly."""
 
     def __init__(self, position: int, node: Node) -> None:
         self.position, self.node = position, node
-        self.needs: set[_Group] = set()
-        self.joined: _Group | None = None  # the one that has taken it in
+        self.needs: set[Group] = set()
+        self.joined: Group | None = None  # the one that has taken it in
 
-    def now(self) -> "_Group":
+    def now(self) -> "Group":
+        """The group it is in now."""
         group = self
         while group.joined:
             group = group.joined
@@ -226,8 +233,8 @@ def dependencies(uses: Iterable[tuple[set[Buffer], set[Buffer]]]) -> list[set[in
 def fuse(calls: Sequence[Call], threads: int) -> list[Node]:
     """The calls as nodes, in an order in which they can be made; those that are planned are, for so many threads."""
     needs = dependencies((call.reads, call.writes) for call in calls)
-    groups: list[_Group] = []
-    of_call: list[_Group] = []
+    groups: list[Group] = []
+    of_call: list[Group] = []
     for k, call in enumerate(calls):
         walk = as_walk(call)
         direct = {of_call[i].now() for i in needs[k]}
@@ -245,7 +252,7 @@ def fuse(calls: Sequence[Call], threads: int) -> list[Node]:
             kind = "loop" if walk else "product" if plan or _is_product(call) else "call"
             dims = walk.dims if walk else _matrix(call) if kind == "product" else ()
             node = Node(kind, None if walk else call, [walk] if walk else [], dims, plan)
-            group = _Group(k, node)
+            group = Group(k, node)
             groups.append(group)
         group.needs.update(direct - {group})
         of_call.append(group)
@@ -260,10 +267,10 @@ def unfused(calls: Sequence[Call]) -> list[Node]:
     return [Node("call", call) for call in calls]
 
 
-def in_order(groups: Sequence[_Group]) -> list[_Group]:
+def in_order(groups: Sequence[Group]) -> list[Group]:
     """Groups such that each comes after those it needs, otherwise by position."""
-    done: set[_Group] = set()
-    order: list[_Group] = []
+    done: set[Group] = set()
+    order: list[Group] = []
     for group in sorted(groups, key=lambda g: g.position):
         stack = [group]
         while stack:
@@ -279,14 +286,14 @@ def in_order(groups: Sequence[_Group]) -> list[_Group]:
     return order
 
 
-def _needed(group: _Group) -> set[_Group]:
+def _needed(group: Group) -> set[Group]:
     group.needs = {g.now() for g in group.needs} - {group}
     return group.needs
 
 
-def _reaches(starts: Iterable[_Group], goal: _Group) -> bool:
+def _reaches(starts: Iterable[Group], goal: Group) -> bool:
     """Whether one of `starts` needs `goal`, directly or not."""
-    seen: set[_Group] = set()
+    seen: set[Group] = set()
     stack = list(starts)
     while stack:
         group = stack.pop()
@@ -320,7 +327,7 @@ def _is_closed(node: Node) -> bool:
     return node.kind == "call" or (node.plan is not None and not node.plan.epilogue)
 
 
-def _may_join(group: _Group, walk: Walk, direct: set[_Group]) -> bool:
+def _may_join(group: Group, walk: Walk, direct: set[Group]) -> bool:
     node = group.node
     if _is_closed(node) or _reaches((g for g in direct if g is not group), group):
         return False
@@ -396,13 +403,13 @@ def sum_kind(walk: Walk) -> str:
     return "rows" if out.row else "all"
 
 
-def _join(group: _Group, walk: Walk) -> None:
+def _join(group: Group, walk: Walk) -> None:
     node = group.node
     ours, theirs = _fitted(node, [walk])  # type: ignore[misc]
     node.walks, node.dims = ours + theirs, theirs[0].dims
 
 
-def _take_in(group: _Group, other: _Group) -> None:
+def _take_in(group: Group, other: Group) -> None:
     """Merge `other`, which `group` needs directly, into it if both can be one loop, behind one product at most."""
     mine, theirs = group.node, other.node
     if _is_closed(mine) or _is_closed(theirs) or not mine.walks or (mine.product and theirs.product):

@@ -30,6 +30,8 @@ def listing(built: Built, inputs: Iterable[Buffer]) -> str:
         what = " · ".join(_operation(call.primitive.name, call.attributes) for call in row.node.calls)
         costs = f"{_units(_flops(row), 'flop')}, {_units(_nbytes(row), 'B')}"
         by = "" if built.machine and in_machine(row.node) else ", Python"
+        if row.node.slices:
+            by = f", in {row.node.slices} slices"
         lines.append(f"{', '.join(written) or '-'} <- {what} <- {', '.join(read)}  [{costs}{by}]")
     flops, nbytes = sum(map(_flops, built.rows)), sum(map(_nbytes, built.rows))
     lines.append(

@@ -38,6 +38,8 @@ class Life(NamedTuple):
 
 def is_large(node: Node) -> bool:
     """Whether it is worth sharing among threads."""
+    if node.links:
+        return any(map(is_large, node.links))
     if node.plan is not None and node.plan.work:
         return node.plan.work > SMALL
     if node.product is not None and node.kind == "product":

@@ -1,0 +1,133 @@
+"""Nodes that are run slice by slice: some samples through all of them, then the next ones.
+
+The scores of attention, a square for every sample and head, are more than a core's cache holds, but those of one sample
+are not. So products of a stack, and what follows sample by sample, are made one after the other for a few samples at a
+time: what the one writes, the next finds in the cache. (Dao et al. 2022, "FlashAttention", does so by parts of rows.)
+"""
+
+from collections.abc import Sequence
+
+from minigan.program.capture import Buffer, Ref
+from minigan.program.fuse import Access, Group, Node, dependencies, in_order, sum_kind
+
+FEWEST = 8  # samples that are worth it: threads share them
+SLICE = (
+    1 << 19
+)  # bytes that the nodes may touch for a slice, if that is more than one sample: a quarter of a cache
+
+
+def chained(nodes: Sequence[Node]) -> list[Node]:
+    """The nodes with chains in the place of some, in an order in which they can be made."""
+    needs = dependencies((node.reads, node.writes) for node in nodes)
+    taken: set[int] = set()
+    groups = [Group(k, node) for k, node in enumerate(nodes)]
+    for seed, node in enumerate(nodes):
+        if seed in taken:
+            continue
+        members = _chain(nodes, needs, seed, taken)
+        if len(members) > 1:
+            taken.update(members)
+            links = [nodes[k] for k in members]
+            samples = _samples(node)
+            slices = -(-samples // max(1, SLICE * samples // _nbytes(links)))
+            for link in links:
+                link.slices = slices
+            whole = Group(members[-1], Node("chain", dims=(samples, 1), links=links, slices=slices))
+            groups.append(whole)
+            for k in members:
+                groups[k].joined = whole
+    for k, before in enumerate(needs):
+        groups[k].now().needs |= {groups[i] for i in before}
+    return [group.node for group in in_order([group for group in groups if group.joined is None])]
+
+
+def _chain(nodes: Sequence[Node], needs: Sequence[set[int]], seed: int, taken: set[int]) -> list[int]:
+    """The numbers of the nodes that can be made in slices with a product of a stack, that first."""
+    samples = _samples(nodes[seed])
+    if samples < FEWEST or not _blocks(nodes[seed], samples):
+        return [seed]
+    members, later = [seed], {seed}  # and what needs one of them, in the chain or not
+    for k in range(seed + 1, len(nodes)):
+        if not needs[k] & later:
+            continue
+        outside = k in taken or needs[k] & (later - set(members))
+        if not outside and _fits([nodes[m] for m in members], nodes[k], samples):
+            members.append(k)
+        later.add(k)
+    return members
+
+
+def _fits(links: Sequence[Node], node: Node, samples: int) -> bool:
+    """Whether, for each sample, all meet in its own part of whatever one of them writes."""
+    every = (*links, node)
+    blocks = [_blocks(each, samples) for each in every]
+    written = set().union(*(each.writes for each in every))
+    last = blocks.pop()
+    if last is None:
+        return False
+    shared = [(mine, b) for mine in blocks if mine for b in mine.keys() & last.keys() & written]
+    return all(mine[b] and last[b] for mine, b in shared)
+
+
+def _samples(node: Node) -> int:
+    """The first axis of a planned node's result; 0 for others."""
+    if node.plan is None or node.product is None or not node.product.outs[0].shape:
+        return 0
+    return node.product.outs[0].shape[0]
+
+
+def _nbytes(links: Sequence[Node]) -> int:
+    return sum({b: b.nbytes for link in links for b in link.reads | link.writes}.values())
+
+
+def _blocks(node: Node, samples: int) -> dict[Buffer, bool] | None:
+    """The memory that a node touches, and whether for sample s it is the s-th of so many equal parts.
+
+    `None` for a node that cannot be made for some samples only.
+    """
+    if node.kind == "call":
+        return None
+    n = node.plan.n if node.plan is not None else node.dims[0]
+    if n % samples or any(sum_kind(walk) not in ("", "rows") for walk in node.walks):
+        return None
+    if any(call.primitive.donates for call in node.calls):
+        return None
+    found: dict[Buffer, bool] = {}
+    if node.product is not None:
+        refs = (*node.product.inputs, *node.product.outs)
+        if node.plan is None or not node.plan.by_sample or node.product.outs[0].shape[0] != samples:
+            return None
+        for ref in refs:
+            found[ref.buffer] = found.get(ref.buffer, True) and _is_part(ref, samples)
+    for walk in node.walks:
+        if walk.dims[0] != n:
+            return None
+        for access in (*walk.inputs, *walk.outs):
+            fits = _is_walked(access, walk.dims, samples)
+            found[access.ref.buffer] = found.get(access.ref.buffer, True) and fits
+    return found
+
+
+def _is_part(ref: Ref, samples: int) -> bool:
+    """Whether sample s, along the first axis, lies in the s-th part of the memory."""
+    part = ref.buffer.nbytes // samples
+    extent = sum((n - 1) * step for n, step in zip(ref.shape[1:], ref.strides[1:], strict=True))
+    return (
+        ref.shape[:1] == (samples,)
+        and ref.strides[0] * samples == ref.buffer.nbytes
+        and min(ref.strides) >= 0
+        and ref.offset + extent + ref.dtype.itemsize <= part
+    )
+
+
+def _is_walked(access: Access, dims: tuple[int, ...], samples: int) -> bool:
+    """The same of a loop's rows, or elements, of which each sample has as many."""
+    each = dims[0] // samples
+    step, columns = (access.row, dims[1]) if len(dims) == 2 else (access.column, 1)
+    extent = (each - 1) * step + (columns - 1) * access.column
+    part = access.ref.buffer.nbytes // samples
+    return (
+        min(step, access.column) >= 0
+        and step * dims[0] == access.ref.buffer.nbytes
+        and access.ref.offset + extent + access.ref.dtype.itemsize <= part
+    )
