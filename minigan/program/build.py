@@ -17,6 +17,7 @@ from minigan.program.capture import REQUIRE, Buffer, Call, Recorder, Ref
 from minigan.program.chain import chained
 from minigan.program.checks import part_by_part, with_backups
 from minigan.program.fuse import Node, fuse, unfused
+from minigan.program.layouts import in_rows
 from minigan.program.loops import Address, Text, as_word, write_loop
 from minigan.program.plan import (
     Life,
@@ -115,7 +116,7 @@ class Builder:
         calls = needed_calls(recorder.calls, outputs)
         flags: list[Buffer] = []
         if self.compiled:
-            calls, flags = part_by_part(calls, recorder.temporary)
+            calls, flags = part_by_part(in_rows(calls, recorder.temporary), recorder.temporary)
         calls, self.backups = with_backups(calls, recorder.temporary)
         nodes = fuse(calls, options.threads) if self.compiled else unfused(calls)
         self.read = {buffer for node in nodes for buffer in node.reads}

@@ -98,7 +98,7 @@ def as_walk(call: Call) -> Walk | None:
     """The call as a loop over at most two axes; `None` if it is not pointwise, no sum, or needs more axes."""
     primitive = call.primitive
     reduces = primitive in REDUCTIONS
-    if not (reduces or _is_pointwise(call)):
+    if not (reduces or is_pointwise(call)):
         return None
     if primitive is NORM and call.outs[0].dtype != np.float32:  # whose squares float64 could not hold
         return None
@@ -136,7 +136,7 @@ def as_walk(call: Call) -> Walk | None:
     return Walk(call, dims, inputs, outs)
 
 
-def _is_pointwise(call: Call) -> bool:
+def is_pointwise(call: Call) -> bool:
     """Whether there is a formula for these dtypes: of floats and masks; and casts to floats."""
     if call.primitive is not CAST and call.primitive.formula is None:
         return False
