@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 OPTIONS = {"nogil": True, "error_model": "numpy"}
-FIRST_CALLS = 50
 LOOP_PRELUDE = "from __future__ import annotations\n\nimport numpy as np\n\n\n"
 
 compiling = threading.RLock()  # held by the thread that imports Numba or compiles
@@ -295,9 +294,6 @@ class Loop:
 
     The loop's text is compiled by itself: it may use `np` and its own arguments, nothing else. It writes to the
     first `writes` arguments.
-
-    An `exact` fallback gives the same bits. It serves the first calls of a process, such as those that draw a network's
-    weights: importing Numba takes longer, and a compiled step does without.
     """
 
     def __init__(
@@ -305,18 +301,12 @@ class Loop:
         function: Callable[..., None],
         fallback: Callable[..., None],
         writes: int = 1,
-        exact: bool = False,
     ) -> None:
         self.function, self.fallback, self.writes = function, fallback, writes
         self._compiled: Callable[..., None] | None = None
-        self._left = FIRST_CALLS if exact else 0
 
     def __call__(self, *arguments: Array) -> None:
         """Run the loop; its arguments are contiguous arrays, always of the same dtypes."""
-        if self._left and "numba" not in sys.modules:
-            self._left -= 1
-            self.fallback(*arguments)
-            return
         if self._compiled is None:
             text = source_of(self.function) if may_build() and numba() is not None else ""
             if not text:

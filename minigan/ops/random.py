@@ -16,7 +16,7 @@ import numpy as np
 from minigan.backend import FLOATS, Array
 from minigan.errors import ConfigError, DTypeError, GraphError
 from minigan.kernels import rows
-from minigan.kernels.launch import Loop
+from minigan.kernels.launch import may_build
 from minigan.kernels.objects import kernel_of
 from minigan.tape import Input, Primitive, Sample, apply, no_grad
 from minigan.tensor import Tensor, TensorLike, lift, where
@@ -25,31 +25,21 @@ from minigan.trace import Slot, host, state
 _COUNTER_WORDS = 5  # key, key, draw, step, step
 
 
-def _philox_loop(words: Array, counter: Array) -> None:
-    mask = np.uint64(0xFFFFFFFF)
-    for block in range(words.shape[0]):
-        x0 = np.uint64(block)
-        x1 = np.uint64(counter[2])
-        x2 = np.uint64(counter[3])
-        x3 = np.uint64(counter[4])
-        k0 = np.uint64(counter[0])
-        k1 = np.uint64(counter[1])
-        for _ in range(10):
-            left = x0 * np.uint64(0xD2511F53)
-            right = x2 * np.uint64(0xCD9E8D57)
-            x0 = (right >> np.uint64(32)) ^ x1 ^ k0
-            x2 = (left >> np.uint64(32)) ^ x3 ^ k1
-            x1 = right & mask
-            x3 = left & mask
-            k0 = (k0 + np.uint64(0x9E3779B9)) & mask
-            k1 = (k1 + np.uint64(0xBB67AE85)) & mask
-        words[block, 0] = x0
-        words[block, 1] = x1
-        words[block, 2] = x2
-        words[block, 3] = x3
+def _compiled(plan: rows.Plan | None, outs: Sequence[Array], source: Array) -> bool:
+    """Whether there is compiled code, which then has computed `outs`: that of a program's rows, with their bits."""
+    if plan is None or not may_build():
+        return False
+    rows.run(plan, outs, [source])
+    return True
 
 
-def _philox_numpy(words: Array, counter: Array) -> None:
+def _bits_kernel(outs: Sequence[Array], counter: Array, blocks: int) -> None:
+    counter = np.ascontiguousarray(counter)
+    if not _compiled(_bits_row(outs, [counter], 1, blocks), outs, counter):
+        _philox(outs[0], counter)
+
+
+def _philox(words: Array, counter: Array) -> None:
     k0, k1, draw, low, high = (np.uint64(word) for word in counter)
     mask, shift = np.uint64(0xFFFFFFFF), np.uint64(32)
     x0 = np.arange(len(words), dtype=np.uint64)
@@ -62,7 +52,6 @@ def _philox_numpy(words: Array, counter: Array) -> None:
     words[...] = np.stack([x0, x1, x2, x3], 1)
 
 
-_philox = Loop(_philox_loop, _philox_numpy, exact=True)
 _COUNTER = Input((_COUNTER_WORDS,), "counter")
 
 
@@ -79,7 +68,7 @@ def _bits_row(
 _bits = Primitive(
     "random_bits",
     lambda counter, blocks: (((blocks, 4), np.uint32),),
-    kernel=lambda outs, counter, blocks: _philox(outs[0], np.ascontiguousarray(counter)),
+    kernel=_bits_kernel,
     flops=lambda counter, blocks: 0,
     samples=(Sample((_COUNTER,), {"blocks": 5}), Sample((_COUNTER,), {"blocks": 70})),
     row=_bits_row,
@@ -92,6 +81,9 @@ _bits = Primitive(
 def _uniform_kernel(
     outs: Sequence[Array], bits: Array, shape: tuple[int, ...], low: float, high: float, dtype: Any
 ) -> None:
+    bits = np.ascontiguousarray(bits)
+    if _compiled(_uniform_row(outs, [bits], 1, shape, low, high, dtype), outs, bits):
+        return
     words = bits.reshape(-1)
     out = outs[0].reshape(-1)
     if dtype == np.float32:
@@ -108,6 +100,9 @@ def _normal_kernel(
 ) -> None:
     # Box and Muller 1958: a pair of uniforms gives a pair of normals. Computed in float64, so that float32
     # results are correctly rounded but for the last bit whichever library computes log, cos and sin.
+    bits = np.ascontiguousarray(bits)
+    if _compiled(_normal_row(outs, [bits], 1, shape, mean, std, dtype), outs, bits):
+        return
     words = bits.reshape(-1)
     size = outs[0].size
     if dtype == np.float32:

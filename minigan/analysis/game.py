@@ -1,0 +1,144 @@
+"""A game as a vector field: its Jacobian, the Jacobian's eigenvalues, and what they say of training.
+
+Simultaneous gradient descent moves the parameters θ of all players along v(θ), for each player minus the gradient of
+its own loss in its own parameters: θ ← θ + h v(θ). Near a point where v = 0 the eigenvalues λ of the Jacobian v'
+decide: with Re λ < 0 for all of them it attracts, if the steps are small enough; with one on the imaginary axis it is
+turned about, and left (Mescheder, Nowozin and Geiger 2017, "The numerics of GANs", §3).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from minigan.backend import Array
+from minigan.errors import ConfigError, ShapeError
+from minigan.extras import needs
+from minigan.tape import grad, recording
+from minigan.tensor import Tensor
+
+MOST = 5000  # parameters of a dense Jacobian, which takes 200 MB
+
+
+class Field:
+    """The vector field of a game at its players' present parameters: v = -∂(loss k)/∂(parameters of k), joined.
+
+    Args:
+        players: for each its loss, a scalar tensor that was computed from all parameters, and its own parameters.
+
+    The parameters count as one vector of `size` numbers, in the order of the players. Nothing is computed anew when
+    they change: make another `Field`. `ConfigError` without parameters, or for a loss that is no scalar.
+
+    The Dirac-GAN (Mescheder, Geiger and Nowozin 2018, Definition 2.1): data and generator are points, 0 and θ, and the
+    discriminator has the logits ψ x.
+
+    >>> import minigan as mg
+    >>> theta, psi = mg.tensor(0.0, dtype="float64"), mg.tensor(0.0, dtype="float64")
+    >>> value = -mg.ops.softplus(theta * psi)  # and a constant
+    >>> game = mg.analysis.Field([(value, [theta]), (-value, [psi])])
+    >>> game.eigenvalues()
+    array([0.+0.5j, 0.-0.5j])
+    """
+
+    def __init__(self, players: Sequence[tuple[Tensor, Sequence[Tensor]]]) -> None:
+        self.parameters = [p for _, own in players for p in own]
+        self.size = sum(p.size for p in self.parameters)
+        if not self.size:
+            raise ConfigError("a game without parameters has no vector field")
+        self._sizes = [sum(p.size for p in own) for _, own in players]
+        with recording(True):
+            self._field: list[Tensor] = []
+            for loss, own in players:
+                if loss.shape != ():
+                    raise ConfigError(f"a player's loss is a scalar, got shape {loss.shape}")
+                self._field += [-slope for slope in grad(loss, list(own), create_graph=True)]
+            # v'ᵀ u is linear in u, whatever u is: its derivative for u, pulled back along t, is v' t.
+            self._u = [Tensor(np.zeros_like(v.array)) for v in self._field]
+            self._pulled = grad(self._field, self.parameters, self._u, create_graph=True)
+
+    def vector(self) -> Array:
+        """v, float64 (size,)."""
+        return _joined(self._field)
+
+    def pull(self, u: Any) -> Array:
+        """v'ᵀ u for u (size,), float64: one backward pass. `ShapeError` for another shape."""
+        return _joined(grad(self._field, self.parameters, self._parts(u)))
+
+    def push(self, t: Any) -> Array:
+        """v' t for t (size,), float64: one backward pass through a backward pass. `ShapeError` for another shape."""
+        return _joined(grad(self._pulled, self._u, self._parts(t)))
+
+    def jacobian(self) -> Array:
+        """v', float64 (size, size), by `size` backward passes; `ConfigError` for more than 5,000 parameters."""
+        if self.size > MOST:
+            raise ConfigError(
+                f"a dense Jacobian of {self.size:,} parameters: up to {MOST:,} are possible; eigenvalues(count) takes"
+                " any number"
+            )
+        return np.stack([self.pull(row) for row in np.eye(self.size)])
+
+    def hessians(self) -> list[Array]:
+        """For each player the second derivatives of its loss in its own parameters: minus the blocks of v'."""
+        jacobian, ends = self.jacobian(), np.cumsum(self._sizes)
+        return [
+            -jacobian[end - n : end, end - n : end] for n, end in zip(self._sizes, ends.tolist(), strict=True)
+        ]
+
+    def eigenvalues(self, count: int | None = None, which: str = "LR", seed: int = 0) -> Array:
+        """Eigenvalues of v', complex128, those with the largest real part first.
+
+        Args:
+            count: how many, by Arnoldi's method with products `push`; by default all, from the dense Jacobian.
+            which: of some, "LR" those with the largest real part, on which convergence hangs, or as
+                `scipy.sparse.linalg.eigs` has it: "LM" the largest, "LI" the most imaginary.
+            seed: of the vector that the method begins with.
+
+        Raises: `ConfigError` for a count that is not from 1 to size - 2, `ExtraError` without SciPy (extra
+            `analysis`) if a count is given.
+        """
+        if count is None:
+            found = np.linalg.eigvals(self.jacobian())
+        else:
+            if not 1 <= count <= self.size - 2:
+                raise ConfigError(
+                    f"{count} eigenvalues of {self.size} parameters: expected 1 to {self.size - 2}"
+                )
+            linalg = needs("scipy.sparse.linalg", "analysis")
+            operator = linalg.LinearOperator((self.size, self.size), matvec=self.push, dtype=np.float64)
+            first = np.random.default_rng(seed).standard_normal(self.size)
+            found = linalg.eigs(operator, count, which=which, v0=first, return_eigenvectors=False)
+        found = np.asarray(found, np.complex128)
+        return found[np.lexsort((-found.imag, -found.real))]
+
+    def _parts(self, vector: Any) -> list[Tensor]:
+        """A vector as tensors of the shapes and dtypes of the parameters."""
+        given = np.asarray(vector)
+        if given.size != self.size or given.ndim > 2 or max(given.shape) != self.size:
+            raise ShapeError(f"a vector of shape {given.shape} for {self.size} parameters")
+        ends = np.cumsum([p.size for p in self.parameters])[:-1]
+        pieces = np.split(given.reshape(-1), ends)
+        return [
+            Tensor(np.array(piece.reshape(p.shape), p.dtype))
+            for piece, p in zip(pieces, self.parameters, strict=True)
+        ]
+
+
+def _joined(tensors: Sequence[Tensor]) -> Array:
+    return np.concatenate([x.numpy().reshape(-1) for x in tensors]).astype(np.float64)
+
+
+def stable_step(eigenvalues: Any) -> float:
+    """The step h below which θ ← θ + h v(θ) converges near a point where v = 0: min 2 |Re λ| / |λ|².
+
+    It is 0 if an eigenvalue has no negative real part; one that is 0 moves nothing and is passed over. That is
+    |1 + h λ| < 1, solved for h (Mescheder et al. 2017, Lemma 4).
+
+    >>> import minigan as mg
+    >>> round(mg.analysis.stable_step([-0.15 + 0.4769696j, -0.15 - 0.4769696j]), 6)  # R1 with γ = 0.3: 4 γ
+    1.2
+    """
+    found = np.asarray(eigenvalues, np.complex128).reshape(-1)
+    found = found[found != 0]
+    if (found.real >= 0).any():
+        return 0.0
+    return float(np.min(2 * -found.real / np.abs(found) ** 2, initial=np.inf))
