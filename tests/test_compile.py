@@ -690,7 +690,12 @@ def test_a_replay_allocates_no_arrays():
 
 def test_a_program_holds_its_results_once(plain):
     x = mg.tensor(np.zeros((300, 300)))
-    step = mg.compile(lambda x: mg.ops.tanh(mg.ops.sort(mg.ops.sort(x))), fuse=False)
+
+    def function(x):
+        return mg.ops.tanh(mg.ops.sort(mg.ops.sort(x)))
+
+    function(x)  # which may import Numba
+    step = mg.compile(function, fuse=False)
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]

@@ -491,3 +491,21 @@ def test_an_environment_that_says_nothing(monkeypatch, value):
     monkeypatch.setenv("MINIGAN_NUM_THREADS", value)
     with pytest.raises(ConfigError, match=f"MINIGAN_NUM_THREADS='{value}'"):
         machine._default.__wrapped__()
+
+
+def test_help_is_taken_where_it_pays_and_that_is_found_out_again():
+    pace = machine._Pace()
+
+    def runs(alone: int, helped: int) -> list[bool]:
+        """Whether each of the runs up to the next decision was made with help, if they take so long."""
+        found = []
+        for _ in range(machine.RUNS):
+            found.append(pace.wants_help())
+            pace.note(found[-1], helped if found[-1] else alone)
+        return found
+
+    probes, others = slice(machine.PROBES), slice(machine.PROBES, None)
+    for alone, helped, expected in ((200, 100, True), (100, 200, False), (100, 99, False), (100, 90, True)):
+        made = runs(alone, helped)
+        assert set(made[probes]) == {True, False}
+        assert set(made[others]) == {expected}

@@ -13,8 +13,10 @@ bits on any number of threads.
 """
 
 import functools
+import math
 import os
 import threading
+import time
 import weakref
 from collections.abc import Sequence
 from typing import Any
@@ -27,6 +29,8 @@ from minigan.kernels import layout, workers
 from minigan.kernels.objects import Kernel, own_kernel
 
 MOST_PARTS = 63  # bits of a word that stays positive
+# Of so many runs the first few, in turn with and without help, decide about the others.
+RUNS, PROBES = 512, 6
 
 _machines: "weakref.WeakSet[Machine]" = weakref.WeakSet()
 _threads: int | None = None  # what was asked for
@@ -91,6 +95,32 @@ def _interpreter(call: str) -> Kernel:
     return own_kernel(name, lambda: text)
 
 
+class _Pace:
+    """Whether the help of workers pays for some phases of a machine, found out by running them with and without it.
+
+    A second core may be worth nothing: two that share what they compute with, or with what other programs run, are at
+    times slower together than one alone. Results do not depend on it, so it is found out again now and then.
+    """
+
+    def __init__(self) -> None:
+        self.runs = 0
+        self.best = [math.inf, math.inf]  # nanoseconds, without and with help
+
+    def wants_help(self) -> bool:
+        """How the next run is to be made: first in turn, then in the way that was faster, by at least 3 %."""
+        turn = self.runs % RUNS
+        return turn % 2 == 0 if turn < PROBES else self.best[True] < 0.97 * self.best[False]
+
+    def note(self, helped: bool, nanoseconds: int) -> None:
+        """How long a run took."""
+        turn = self.runs % RUNS
+        if turn == 0:
+            self.best = [math.inf, math.inf]
+        if turn < PROBES:
+            self.best[helped] = min(self.best[helped], nanoseconds)
+        self.runs += 1
+
+
 class Machine:
     """A table, cut into phases, ready to run.
 
@@ -125,6 +155,7 @@ class Machine:
         self._prototype: Any = type(self._run)  # of every kernel
         self._part_address = self._part.address
         self._lock, self._torn = threading.RLock(), False
+        self._paces: dict[tuple[int, int], _Pace] = {}
         _machines.add(self)
 
     def run(self, begin: int = 0, end: int | None = None) -> bool:
@@ -143,12 +174,18 @@ class Machine:
                 self._head[0] = 0
             # A worker's own part is a bit of a word.
             size = min(threads(), MOST_PARTS) - 1
-            pool = size and workers.acquire(size, self._parts - 1, self._serve, self._part)
+            if not size or self._parts == 1:
+                self._run(self._address, begin, end, self._alone, self._part_address)
+                return self._head[0] == 0
+            pace = self._paces.setdefault((begin, end), _Pace())
+            start = time.perf_counter_ns()
+            pool = pace.wants_help() and workers.acquire(size, self._parts - 1, self._serve, self._part)
             try:
                 self._run(self._address, begin, end, pool or self._alone, self._part_address)
             finally:
                 if pool:
                     workers.release()
+            pace.note(bool(pool), time.perf_counter_ns() - start)
             return self._head[0] == 0
 
     @property

@@ -413,8 +413,8 @@ def compile(
             it sees arrays as tensors. It returns tensors, in nested tuples, lists and dicts.
         copy: results are copies; otherwise they are memory that the next call overwrites.
         fuse, plan, poison: for finding faults. Without `fuse` every operation runs as it does without compiling, and
-            gives the same bits; without `plan` no results share memory; `poison` fills memory with NaN as soon as its
-            content is not needed any more.
+            gives the same bits, but for attention where no derivative is wanted; without `plan` no results share
+            memory; `poison` fills memory with NaN as soon as its content is not needed any more.
         threads: how many share the work; by default as `minigan.set_threads` says. The results do not depend on it.
 
     Arrays of other shapes or dtypes, other numbers, and other objects are captured anew. Random numbers come from
