@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from minigan import losses
+from minigan.analysis.game import Field
 from minigan.backend import FLOATS, Array
 from minigan.errors import CheckpointError, ConfigError, NonFiniteError, ShapeError
 from minigan.losses import Loss
@@ -228,6 +229,42 @@ class Game:
         self._update_average()
         host(self.skip)
         return metrics
+
+    def field(
+        self, real: Tensor, latents: Tensor, *, random: Stream | None = None, labels: Tensor | None = None
+    ) -> Field:
+        """The game as a vector field at the present weights, on one batch: see `minigan.analysis.Field`.
+
+        The players are the generator and the discriminator with its penalties, in this order. The networks compute as
+        outside of training: batch norm goes by its running statistics, and there is no dropout, nor noise on samples.
+
+        Args:
+            real, latents: a batch of each.
+            random: for penalties that draw random points.
+            labels: for conditional networks, of both batches.
+
+        >>> import minigan as mg
+        >>> networks = mg.models.mlp_generator(2, (4,), (3,)), mg.models.mlp_discriminator((3,), (4,))
+        >>> stream = mg.ops.Stream(0, "docs")
+        >>> game = mg.Game(*networks, loss="non_saturating", penalty=mg.penalties.r1(1.0))
+        >>> field = game.field(stream.uniform((8, 3)), stream.normal((8, 2)))
+        >>> field.eigenvalues().shape == (sum(network.count() for network in networks),)
+        True
+        """
+        random = random or Stream(0, "field")
+
+        def judge(x: Tensor) -> Tensor:
+            return forward(self.discriminator, x, train=False, random=None, labels=labels)
+
+        with recording(True):
+            fake = forward(self.generator, latents, train=False, random=None, labels=labels)
+            real_logits, fake_logits = judge(real), judge(fake)
+            of_d = self.loss.discriminator(real_logits, fake_logits, 1.0 - self.smoothing)
+            for penalty in self.penalties:
+                of_d = of_d + penalty(judge, real, fake, real_logits, fake_logits, random)
+            of_g = self.loss.generator(real_logits, fake_logits)
+        players = zip((of_g, of_d), (self._of_generator, self._of_discriminator), strict=True)
+        return Field([(loss, list(player.parameters.values())) for loss, player in players])
 
     @contextmanager
     def _kept(self) -> Iterator[None]:

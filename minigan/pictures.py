@@ -264,6 +264,34 @@ def loss_curves(path: str | os.PathLike[str], records: Sequence[Record]) -> None
     _save_figure(path, figure)
 
 
+def spectrum_plot(path: str | os.PathLike[str], spectra: Mapping[str, Any]) -> None:
+    """Draw eigenvalues in the complex plane; needs Matplotlib, extra `plot`.
+
+    Args:
+        spectra: for each name a sequence of eigenvalues, such as `minigan.analysis.Field.eigenvalues` gives at
+            several steps of a run; up to four.
+
+    Left of the line a game's vector field contracts, right of it expands. `DataError` without finite eigenvalues, or
+    for more than four spectra.
+    """
+    colours = (BLUE, ORANGE, GREEN, PURPLE)
+    found = {name: np.asarray(values, np.complex128).reshape(-1) for name, values in spectra.items()}
+    if len(found) > len(colours):
+        raise DataError(f"{len(found)} spectra in one picture: up to {len(colours)} can be told apart")
+    if not any(np.isfinite(values).any() for values in found.values()):
+        raise DataError("a spectrum needs at least one finite eigenvalue")
+    figure = needs("matplotlib.figure", "plot").Figure(figsize=(7, 5), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    axes.axvline(0, color="#666666", linewidth=0.8)
+    axes.axhline(0, color="#DDDDDD", linewidth=0.6)
+    for (name, values), colour in zip(found.items(), colours, strict=False):
+        axes.scatter(values.real, values.imag, s=14, color=colour, alpha=0.6, linewidths=0, label=name)
+    axes.set(xlabel="real part", ylabel="imaginary part")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    _save_figure(path, figure)
+
+
 def smooth(values: Array, width: int) -> Array:
     """The mean over up to `width` values around each; fewer at the ends, and where some are not finite."""
     ends, finite = np.arange(len(values)) + (width + 1) // 2, np.isfinite(values)

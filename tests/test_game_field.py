@@ -192,3 +192,51 @@ def test_stable_steps() -> None:
     assert stable_step([-1, -4]) == 0.5
     assert stable_step([-1, 0.1]) == stable_step([1j, -1j]) == 0
     assert stable_step([0]) == math.inf
+
+
+@pytest.mark.parametrize(
+    "penalties", [[], [mg.penalties.r1(0.5)], [mg.penalties.r1(0.5), mg.penalties.r2(0.5)]]
+)
+def test_the_field_of_a_game_is_where_simultaneous_steps_go(penalties: list[Any]) -> None:
+    """One step of plain gradient descent at rate h moves all weights by h v."""
+    stream = mg.ops.Stream(0, "game")
+    networks = (
+        mg.models.mlp_generator(2, (5,), (3,), output="tanh", dtype="float64"),
+        mg.models.mlp_discriminator((3,), (6,), dtype="float64"),
+    )
+    sgd = [mg.optim.SGD(2.0**-12) for _ in range(2)]
+    game = mg.Game(
+        *networks,
+        penalty=penalties,
+        generator_optimizer=sgd[0],
+        discriminator_optimizer=sgd[1],
+        update="simultaneous",
+        share_fake=True,
+        ema=None,
+    )
+    x, z = stream.uniform((8, 3), dtype="float64"), stream.normal((8, 2), dtype="float64")
+
+    def weights() -> np.ndarray:
+        return np.concatenate([p.numpy().ravel() for n in networks for p in n.parameters().values()])
+
+    field = game.field(x, z)
+    before, expected = weights().copy(), field.vector()
+    jacobian = field.jacobian()
+    game.step(x, z, random=stream)
+    np.testing.assert_allclose(weights() - before, 2.0**-12 * expected, atol=1e-14)
+    # The Jacobian is how the field changes along what was moved.
+    change = game.field(x, z).vector() - expected
+    assert np.linalg.norm(change - jacobian @ (weights() - before)) < 0.1 * np.linalg.norm(change)
+
+
+def test_spectra_as_a_picture(tmp_path: Any) -> None:
+    pytest.importorskip("matplotlib")
+    from minigan.pictures import spectrum_plot
+
+    spectrum_plot(tmp_path / "spectrum.png", {"start": [1j, -1j], "end": np.array([-1 + 0.5j, math.nan])})
+    assert (tmp_path / "spectrum.png").read_bytes()[:4] == b"\x89PNG"
+    with pytest.raises(mg.DataError, match="finite"):
+        spectrum_plot(tmp_path / "no.png", {"a": [math.nan]})
+    with pytest.raises(mg.DataError, match="5 spectra"):
+        spectrum_plot(tmp_path / "no.png", {str(k): [1] for k in range(5)})
+    assert not (tmp_path / "no.png").exists()
