@@ -114,7 +114,7 @@ def test_amplitude_and_phase_are_the_parts_of_the_distance() -> None:
     assert distance(1.0) / 2 + distance(0.0) / 2 == pytest.approx(distance(0.5), rel=1e-9)
     (a, b), (c, d) = (analysis.characteristic_function(z, t) for z in (x, y))
     phi, psi = (u.numpy() + 1j * v.numpy() for u, v in ((a, b), (c, d)))
-    assert distance(1.0) == pytest.approx(2 * ((np.abs(phi) - np.abs(psi)) ** 2).mean(), rel=1e-8)
+    assert distance(1.0) == pytest.approx(2 * ((np.abs(phi) - np.abs(psi)) ** 2).mean(), rel=1e-6)
     # Shifting moves phases only.
     shifted = analysis.characteristic_distance(x, x + 0.3, t, 1.0).item()
     assert shifted == pytest.approx(0, abs=1e-10)
