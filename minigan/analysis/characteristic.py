@@ -1,8 +1,10 @@
 """Characteristic functions: distributions compared by E e^{i<t, x>}, as a measure and as something to minimise."""
 
 from minigan.errors import ConfigError, ShapeError
-from minigan.ops import cos, sin, sqrt
+from minigan.ops import cos, maximum, sin, sqrt
 from minigan.tensor import Tensor, TensorLike, lift
+
+TINY = 1e-20  # of the product of two squared amplitudes
 
 
 def characteristic_function(x: TensorLike, t: TensorLike) -> tuple[Tensor, Tensor]:
@@ -26,17 +28,14 @@ def characteristic_function(x: TensorLike, t: TensorLike) -> tuple[Tensor, Tenso
     return cos(angles).mean(0), sin(angles).mean(0)
 
 
-def characteristic_distance(
-    x: TensorLike, y: TensorLike, t: TensorLike, amplitude: float = 0.5, eps: float = 1e-12
-) -> Tensor:
+def characteristic_distance(x: TensorLike, y: TensorLike, t: TensorLike, amplitude: float = 0.5) -> Tensor:
     """The mean over frequencies t (K, d) of a squared difference of the characteristic functions of x and y.
 
     With `amplitude` 1/2 it is |φ_x(t) - φ_y(t)|² (Ansari, Scarlett and Soh 2020, "A characteristic function approach to
     deep implicit generative modeling", eq. 3). That is the sum of a part of the amplitudes, (|φ_x| - |φ_y|)², of what
     is there at all, and one of the phases, 2 |φ_x| |φ_y| (1 - cos of the angle between them), of where it is; they are
     weighted by 2 `amplitude` and 2 (1 - `amplitude`) (Li et al. 2020, "Reciprocal adversarial learning via
-    characteristic functions", eq. 3). Differentiable; `eps` is added below the root of the amplitudes, which has no
-    derivative at 0.
+    characteristic functions", eq. 3). Differentiable.
 
     For N(0, 1) and N(μ, 1), with t from N(0, s²), its expectation is
     2 / sqrt(1 + 2 s²) (1 - exp(-μ² s² / (2 (1 + 2 s²)))).
@@ -55,6 +54,6 @@ def characteristic_distance(
     if amplitude == 0.5:
         return ((a - c) * (a - c) + (b - d) * (b - d)).mean()
     first, second = a * a + b * b, c * c + d * d
-    both = sqrt(first * second + eps)
+    both = sqrt(maximum(first * second, TINY))  # the root of 0 has no derivative
     amplitudes, phases = first + second - 2.0 * both, 2.0 * (both - (a * c + b * d))
     return (2.0 * amplitude * amplitudes + 2.0 * (1.0 - amplitude) * phases).mean()
