@@ -8,7 +8,7 @@ are drawn, and a run continued at step s draws what an uninterrupted one would.
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,9 +25,12 @@ from minigan.trace import Slot, host, state
 _COUNTER_WORDS = 5  # key, key, draw, step, step
 
 
-def _compiled(plan: rows.Plan | None, outs: Sequence[Array], source: Array) -> bool:
+def _compiled(
+    row: Callable[..., rows.Plan | None], outs: Sequence[Array], source: Array, **settings: Any
+) -> bool:
     """Whether there is compiled code, which then has computed `outs`: that of a program's rows, with their bits."""
-    if plan is None or not may_build():
+    plan = row(outs, [source], 1, **settings) if may_build() else None
+    if plan is None:
         return False
     rows.run(plan, outs, [source])
     return True
@@ -35,7 +38,7 @@ def _compiled(plan: rows.Plan | None, outs: Sequence[Array], source: Array) -> b
 
 def _bits_kernel(outs: Sequence[Array], counter: Array, blocks: int) -> None:
     counter = np.ascontiguousarray(counter)
-    if not _compiled(_bits_row(outs, [counter], 1, blocks), outs, counter):
+    if not _compiled(_bits_row, outs, counter, blocks=blocks):
         _philox(outs[0], counter)
 
 
@@ -82,7 +85,7 @@ def _uniform_kernel(
     outs: Sequence[Array], bits: Array, shape: tuple[int, ...], low: float, high: float, dtype: Any
 ) -> None:
     bits = np.ascontiguousarray(bits)
-    if _compiled(_uniform_row(outs, [bits], 1, shape, low, high, dtype), outs, bits):
+    if _compiled(_uniform_row, outs, bits, shape=shape, low=low, high=high, dtype=dtype):
         return
     words = bits.reshape(-1)
     out = outs[0].reshape(-1)
@@ -101,7 +104,7 @@ def _normal_kernel(
     # Box and Muller 1958: a pair of uniforms gives a pair of normals. Computed in float64, so that float32
     # results are correctly rounded but for the last bit whichever library computes log, cos and sin.
     bits = np.ascontiguousarray(bits)
-    if _compiled(_normal_row(outs, [bits], 1, shape, mean, std, dtype), outs, bits):
+    if _compiled(_normal_row, outs, bits, shape=shape, mean=mean, std=std, dtype=dtype):
         return
     words = bits.reshape(-1)
     size = outs[0].size
