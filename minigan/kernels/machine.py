@@ -30,7 +30,7 @@ from minigan.kernels.objects import Kernel, own_kernel
 
 MOST_PARTS = 63  # bits of a word that stays positive
 # Of so many runs the first few, in turn with and without help, decide about the others.
-RUNS, PROBES = 512, 6
+RUNS, PROBES = 128, 4
 
 _machines: "weakref.WeakSet[Machine]" = weakref.WeakSet()
 _threads: int | None = None  # what was asked for
