@@ -20,7 +20,7 @@ from benchmarks.process import Trouble, Worker, another_process
 from benchmarks.table import Scenario, find
 
 CLOSE64, CLOSE32 = 1e-8, 5e-2  # largest difference from float64, of max(1, |loss|), in float64 and in float32
-SETTLE = 0.3  # seconds between turns: threads of some libraries look for work for 0.2 s before they go to sleep
+SETTLE = 0.3  # seconds between turns: idle threads of some libraries are busy looking for work for 0.2 s
 REFERENCE = "minigan-eager"
 
 
