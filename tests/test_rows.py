@@ -163,3 +163,21 @@ def test_chains_are_not_made_of_few_samples_or_across_them() -> None:
         program = mg.compile(step)
         program(np.ones((count, 5, 3), np.float32))
         assert str(program.program).count(" slices]") == expected
+
+
+def test_chains_that_need_each_other_are_not_made() -> None:
+    """Two chains that share links' results both ways could not be run one after the other."""
+
+    def step(x: mg.Tensor, y: mg.Tensor) -> list[mg.Tensor]:
+        first, second = x @ x.mT, y @ y.mT  # two seeds
+        crossed = mg.ops.softmax(first) @ second  # of both chains, as is the next
+        back = mg.ops.softmax(second, 0).sum(0) @ first
+        return [crossed, back, mg.ops.softmax(second) @ crossed]
+
+    random = np.random.default_rng(0)
+    x, y = (random.normal(size=(16, 6, 4)).astype(np.float32) for _ in range(2))
+    for threads in (1, 2):
+        found = mg.compile(step, threads=threads)(x, y)
+        apart = mg.compile(step, threads=threads, poison=True)(x, y)
+        for a, b in zip(found, apart, strict=True):
+            assert a.numpy().tobytes() == b.numpy().tobytes()

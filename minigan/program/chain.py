@@ -8,53 +8,42 @@ time: what the one writes, the next finds in the cache. (Dao et al. 2022, "Flash
 from collections.abc import Sequence
 
 from minigan.program.capture import Buffer, Ref
-from minigan.program.fuse import Access, Group, Node, dependencies, in_order, sum_kind
+from minigan.program.fuse import Access, Group, Node, dependencies, in_order, needed, reaches, sum_kind
 
 FEWEST = 8  # samples that are worth it: threads share them
-SLICE = (
-    1 << 19
-)  # bytes that the nodes may touch for a slice, if that is more than one sample: a quarter of a cache
+# Bytes that the nodes may touch for a slice, if that is more than one sample: a quarter of a core's cache.
+SLICE = 1 << 19
 
 
 def chained(nodes: Sequence[Node]) -> list[Node]:
     """The nodes with chains in the place of some, in an order in which they can be made."""
-    needs = dependencies((node.reads, node.writes) for node in nodes)
-    taken: set[int] = set()
     groups = [Group(k, node) for k, node in enumerate(nodes)]
-    for seed, node in enumerate(nodes):
-        if seed in taken:
-            continue
-        members = _chain(nodes, needs, seed, taken)
-        if len(members) > 1:
-            taken.update(members)
-            links = [nodes[k] for k in members]
-            samples = _samples(node)
-            slices = -(-samples // max(1, SLICE * samples // _nbytes(links)))
-            for link in links:
-                link.slices = slices
-            whole = Group(members[-1], Node("chain", dims=(samples, 1), links=links, slices=slices))
-            groups.append(whole)
-            for k in members:
-                groups[k].joined = whole
-    for k, before in enumerate(needs):
-        groups[k].now().needs |= {groups[i] for i in before}
+    for group, before in zip(groups, dependencies((node.reads, node.writes) for node in nodes), strict=True):
+        group.needs = {groups[i] for i in before}
+    for seed in groups:
+        samples = _samples(seed.node)
+        if seed.joined is None and samples >= FEWEST and _blocks(seed.node, samples):
+            _grow(seed, groups, samples)
     return [group.node for group in in_order([group for group in groups if group.joined is None])]
 
 
-def _chain(nodes: Sequence[Node], needs: Sequence[set[int]], seed: int, taken: set[int]) -> list[int]:
-    """The numbers of the nodes that can be made in slices with a product of a stack, that first."""
-    samples = _samples(nodes[seed])
-    if samples < FEWEST or not _blocks(nodes[seed], samples):
-        return [seed]
-    members, later = [seed], {seed}  # and what needs one of them, in the chain or not
-    for k in range(seed + 1, len(nodes)):
-        if not needs[k] & later:
+def _grow(seed: Group, groups: Sequence[Group], samples: int) -> None:
+    """Let a group take in those that follow from it and can be made in slices with it."""
+    links = [seed.node]
+    for group in groups[seed.position + 1 :]:
+        if group.joined is not None or group.node.links or seed not in needed(group):
             continue
-        outside = k in taken or needs[k] & (later - set(members))
-        if not outside and _fits([nodes[m] for m in members], nodes[k], samples):
-            members.append(k)
-        later.add(k)
-    return members
+        # What stands between them would have to be made after the one and before the other.
+        if reaches(needed(group) - {seed}, seed) or not _fits(links, group.node, samples):
+            continue
+        links.append(group.node)
+        group.joined = seed
+        seed.needs = (needed(seed) | needed(group)) - {seed}
+    if len(links) > 1:
+        slices = -(-samples // max(1, SLICE * samples // _nbytes(links)))
+        for link in links:
+            link.slices = slices
+        seed.node = Node("chain", dims=(samples, 1), links=links, slices=slices)
 
 
 def _fits(links: Sequence[Node], node: Node, samples: int) -> bool:

@@ -275,7 +275,7 @@ def in_order(groups: Sequence[Group]) -> list[Group]:
         stack = [group]
         while stack:
             top = stack[-1]
-            waiting = [g for g in _needed(top) if g not in done]
+            waiting = [g for g in needed(top) if g not in done]
             if top in done:
                 stack.pop()
             elif waiting:
@@ -286,12 +286,13 @@ def in_order(groups: Sequence[Group]) -> list[Group]:
     return order
 
 
-def _needed(group: Group) -> set[Group]:
+def needed(group: Group) -> set[Group]:
+    """The groups that it needs directly."""
     group.needs = {g.now() for g in group.needs} - {group}
     return group.needs
 
 
-def _reaches(starts: Iterable[Group], goal: Group) -> bool:
+def reaches(starts: Iterable[Group], goal: Group) -> bool:
     """Whether one of `starts` needs `goal`, directly or not."""
     seen: set[Group] = set()
     stack = list(starts)
@@ -301,7 +302,7 @@ def _reaches(starts: Iterable[Group], goal: Group) -> bool:
             return True
         if group not in seen:
             seen.add(group)
-            stack += _needed(group)
+            stack += needed(group)
     return False
 
 
@@ -329,7 +330,7 @@ def _is_closed(node: Node) -> bool:
 
 def _may_join(group: Group, walk: Walk, direct: set[Group]) -> bool:
     node = group.node
-    if _is_closed(node) or _reaches((g for g in direct if g is not group), group):
+    if _is_closed(node) or reaches((g for g in direct if g is not group), group):
         return False
     fitted = _fitted(node, [walk])
     return fitted is not None and _one_pass(fitted[0], fitted[1]) and _open(node, fitted[1])
@@ -414,7 +415,7 @@ def _take_in(group: Group, other: Group) -> None:
     mine, theirs = group.node, other.node
     if _is_closed(mine) or _is_closed(theirs) or not mine.walks or (mine.product and theirs.product):
         return
-    if _reaches((g for g in _needed(group) if g is not other), other):
+    if reaches((g for g in needed(group) if g is not other), other):
         return
     both = Node("product" if mine.product or theirs.product else "loop", mine.product or theirs.product)
     both.dims, both.plan = theirs.dims if theirs.product else mine.dims, mine.plan or theirs.plan
@@ -426,6 +427,6 @@ def _take_in(group: Group, other: Group) -> None:
         return
     both.walks, both.dims = fitted[1], fitted[1][0].dims
     group.node = both
-    group.needs |= _needed(other)
+    group.needs |= needed(other)
     group.needs.discard(other)
     other.joined = group
