@@ -219,8 +219,6 @@ def test_presets_begin_with_their_own_data_and_take_others() -> None:
         other = presets.config(name, data={"source": "x"}, shape=(32, 32, 3), classes=7)
         assert [other[who]["shape"] for who in presets.PLAYERS] == [[32, 32, 3]] * 2
         assert [other[who]["classes"] for who in presets.PLAYERS] == [7] * 2
-    sagan = presets.config("sagan")
-    assert sagan["optimizer"]["lr"]["lr"] == 1e-4 and sagan["discriminator_optimizer"]["lr"]["lr"] == 4e-4
 
 
 def test_classes_of_one_network_are_those_of_the_other() -> None:
