@@ -18,9 +18,10 @@ from minigan.errors import DeviceError, DTypeError, ShapeError
 Array = np.ndarray[Any, np.dtype[Any]]
 Spec = tuple[tuple[int, ...], Any]  # shape and dtype of an array
 
-# Give back one mapped block, of which no page was touched. From then on glibc keeps what is freed, up to so much, for
-# what is allocated next, as of itself it would once such a block was freed (mallopt(3), M_MMAP_THRESHOLD). Before that
-# a step's results may be returned to the system after each use, and every page costs a fault when it comes back.
+# Give back one mapped block, which costs next to nothing as none of it is used. From then on glibc keeps what is freed,
+# up to so much, for what is allocated next, as of itself it would once such a block was freed (mallopt(3),
+# M_MMAP_THRESHOLD). Before that a step's results may be returned to the system after each use, and every page costs a
+# fault when it comes back.
 np.empty(31 << 20, np.uint8)  # it learns from blocks up to 32 MiB
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))

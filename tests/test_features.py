@@ -36,7 +36,8 @@ def test_effective_rank() -> None:
     assert analysis.effective_rank(corners) == pytest.approx(5, abs=1e-12)
     assert analysis.effective_rank(corners @ np.diag([1, 1, 0, 0, 0])) == pytest.approx(2, abs=1e-12)
     assert analysis.effective_rank(np.outer(np.arange(9.0), np.ones(5))) == pytest.approx(1, abs=1e-12)
-    assert analysis.effective_rank(np.ones((4, 5))) == 0
+    for value in (1.0, 0.1, 1e30):
+        assert analysis.effective_rank(np.full((7, 5), value)) == 0
     parts = np.array([0.5, 0.3, 0.2])
     expected = math.exp(-(parts * np.log(parts)).sum())
     scaled = corners[:, :3] * np.sqrt(parts)

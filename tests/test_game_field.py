@@ -181,7 +181,7 @@ def test_errors_have_the_numbers() -> None:
     field = Field([((x * x).sum(), [x])])
     with pytest.raises(mg.ShapeError, match=r"\(3,\) for 2 parameters"):
         field.push(np.ones(3))
-    with pytest.raises(mg.ConfigError, match="expected 1 to 0"):
+    with pytest.raises(mg.ConfigError, match="finds 1 to 0"):
         field.eigenvalues(1)
     wide = mg.tensor(np.ones(6000, np.float32))
     with pytest.raises(mg.ConfigError, match="6,000 parameters"):
@@ -192,6 +192,9 @@ def test_stable_steps() -> None:
     assert stable_step([-1, -4]) == 0.5
     assert stable_step([-1, 0.1]) == stable_step([1j, -1j]) == 0
     assert stable_step([0]) == math.inf
+    assert stable_step([-1, 1e-17, -1e-17j]) == 2
+    with pytest.raises(mg.DataError, match="1 of 2 eigenvalues are NaN"):
+        stable_step([math.nan, -1])
 
 
 @pytest.mark.parametrize(

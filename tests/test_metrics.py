@@ -158,14 +158,16 @@ def test_parzen_sigma_is_the_best_of_the_protocol() -> None:
         (
             lambda: metrics.mode_coverage(np.zeros((2, 3)), mg.data.ring()),
             mg.ShapeError,
-            r"\(2, 3\), \(8, 2\)",
+            r"\(8, 2\), \(2, 3\)",
         ),
         (
             lambda: metrics.frechet_distance([[1.0]], [[1.0], [2.0]]),
             mg.DataError,
             "1 samples, expected at least 2",
         ),
-        (lambda: metrics.kernel_distance([["a"], ["b"]], [[1.0], [2.0]]), mg.ShapeError, "real numbers"),
+        (lambda: metrics.kernel_distance([["a"], ["b"]], [[1.0], [2.0]]), mg.DTypeError, "real numbers"),
+        (lambda: metrics.mode_coverage([[0.0, 0.0]], mg.data.ring(), math.nan), mg.ConfigError, "sigmas=nan"),
+        (lambda: metrics.parzen_sigma([[0.0]], [[0.0]], np.array([])), mg.ConfigError, "no widths"),
         (lambda: metrics.vendi_score([[math.nan, 1.0]]), mg.DataError, "1 values are not finite"),
         (
             lambda: metrics.precision_recall(np.eye(3), np.eye(3), k=3),
@@ -178,3 +180,12 @@ def test_parzen_sigma_is_the_best_of_the_protocol() -> None:
 def test_errors_have_the_numbers(call, error, words) -> None:
     with pytest.raises(error, match=words):
         call()
+
+
+def test_neighbours_of_copies() -> None:
+    """A radius is 0 where a sample is there twice: rounding must not decide what lies in it."""
+    x = _random().random((40, 100))
+    copied = np.concatenate([x[:20], x[:20]])
+    assert metrics.precision_recall(x, copied, k=1).recall == 0.5
+    thrice = np.concatenate([x] * 3)
+    assert metrics.precision_recall(thrice, thrice[:60], k=1).recall == 1

@@ -181,3 +181,29 @@ def test_chains_that_need_each_other_are_not_made() -> None:
         apart = mg.compile(step, threads=threads, poison=True)(x, y)
         for a, b in zip(found, apart, strict=True):
             assert a.numpy().tobytes() == b.numpy().tobytes()
+
+
+def _broadcast_stack(p: mg.Tensor, q: mg.Tensor, a: mg.Tensor) -> mg.Tensor:
+    return a @ (p @ q)  # the stack of p @ q is the second axis of a, not the first
+
+
+def _shared_keys(q: mg.Tensor, w: mg.Tensor, x: mg.Tensor) -> mg.Tensor:
+    return mg.ops.scaled_dot_product_attention(q, x @ w, x @ w)  # as many heads as samples
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(
+    ("function", "shapes"),
+    [
+        (_broadcast_stack, [(16, 32, 32), (16, 32, 32), (16, 16, 32, 32)]),
+        (_shared_keys, [(8, 8, 64, 16), (8, 16, 16), (8, 64, 16)]),
+    ],
+)
+def test_the_first_axis_of_a_broadcast_stack_is_not_that_of_the_samples(
+    function: Any, shapes: list[tuple[int, ...]], threads: int
+) -> None:
+    random = np.random.default_rng(0)
+    step, apart = mg.compile(function, threads=threads), mg.compile(function, threads=threads, poison=True)
+    for _ in range(3):  # in each run the memory holds the results of the last one
+        arrays = [random.normal(size=shape).astype(np.float32) for shape in shapes]
+        assert step(*arrays).numpy().tobytes() == apart(*arrays).numpy().tobytes()

@@ -37,8 +37,8 @@ def characteristic_distance(x: TensorLike, y: TensorLike, t: TensorLike, amplitu
     weighted by 2 `amplitude` and 2 (1 - `amplitude`) (Li et al. 2020, "Reciprocal adversarial learning via
     characteristic functions", eq. 3). Differentiable.
 
-    For N(0, 1) and N(μ, 1), with t from N(0, s²), its expectation is
-    2 / sqrt(1 + 2 s²) (1 - exp(-μ² s² / (2 (1 + 2 s²)))).
+    For N(0, 1) and N(μ, 1), with t from N(0, s²), it tends to 2 / sqrt(1 + 2 s²) (1 - exp(-μ² s² / (2 (1 + 2 s²)))) as
+    the batches grow; with N and M samples its expectation is larger by the mean of (1 - |φ_x|²) / N + (1 - |φ_y|²) / M.
 
     Raises: `ConfigError` for an amplitude outside of 0 to 1, `ShapeError` as `characteristic_function`.
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from minigan.backend import Array
-from minigan.errors import DataError, ShapeError
+from minigan.errors import ConfigError, DataError, ShapeError
 from minigan.nn import Sequential
 from minigan.nn.module import forward
 from minigan.tape import jvp, no_grad
@@ -46,8 +46,7 @@ def covariance_eigenvalues(x: Any) -> Array:
     array([31.25,  0.  ])
     """
     samples = np.asarray(x, np.float64)
-    samples = samples.reshape(len(samples), -1) if samples.ndim else samples
-    if samples.ndim != 2 or len(samples) < 2 or not 1 <= samples.shape[1] <= MOST:
+    if samples.ndim < 2 or len(samples) < 2 or not 1 <= samples[0].size <= MOST:
         raise DataError(
             f"a covariance of samples of shape {np.shape(x)}: expected (N, ...), N from 2, with up to {MOST:,} features"
         )
@@ -55,7 +54,9 @@ def covariance_eigenvalues(x: Any) -> Array:
         raise DataError(
             f"a covariance of {np.count_nonzero(~np.isfinite(samples)):,} values that are not finite"
         )
-    centred = samples - samples.mean(0)
+    samples = samples.reshape(len(samples), -1)
+    centred = samples - samples[0]  # exactly 0 where all are the same
+    centred -= centred.mean(0)
     # Singular values do not square the condition number, and none comes out negative.
     found: Array = np.linalg.svd(centred, compute_uv=False) ** 2 / len(samples)
     return np.pad(found, (0, samples.shape[1] - len(found)))
@@ -91,7 +92,7 @@ def feature_matching(x: TensorLike, y: TensorLike) -> Tensor:
     9.0
     """
     a, b = lift(x), lift(y)
-    if a.ndim < 1 or a.shape[1:] != b.shape[1:]:
+    if min(a.ndim, b.ndim) < 1 or a.shape[1:] != b.shape[1:]:
         raise ShapeError(
             f"feature_matching: features of shapes {a.shape} and {b.shape}, expected (N, ...) of one kind"
         )
@@ -105,6 +106,7 @@ def singular_values(function: Callable[[Tensor], Tensor], z: TensorLike) -> Arra
     The largest first; they say how much a step in latent space moves a sample, and their ratio, the condition number,
     how unlike the directions are (Odena et al. 2018, "Is generator conditioning causally related to GAN
     performance?"). It takes d forward and backward passes. With fewer outputs than latents the last ones are 0.
+    `ShapeError` for other latents, or samples that are not (N, ...).
 
     >>> import numpy as np, minigan as mg
     >>> singular_values(lambda z: z * mg.tensor([3.0, -4.0]), np.zeros((1, 2), np.float32))
@@ -118,6 +120,10 @@ def singular_values(function: Callable[[Tensor], Tensor], z: TensorLike) -> Arra
         tangent = np.zeros(latents.shape, latents.dtype)
         tangent[:, k] = 1
         _, moved = jvp(function, latents, Tensor(tangent))
+        if moved.ndim < 2 or moved.shape[0] != latents.shape[0]:
+            raise ShapeError(
+                f"singular_values: the function gives {moved.shape} for latents {latents.shape}, expected (N, ...)"
+            )
         columns.append(moved.numpy().reshape(len(tangent), -1).astype(np.float64))
     found = np.linalg.svd(np.stack(columns, 2), compute_uv=False)
     return np.pad(found, ((0, 0), (0, latents.shape[1] - found.shape[1])))
@@ -130,17 +136,26 @@ def linear_probe(x: Any, labels: Any, test_x: Any, test_labels: Any, ridge: floa
     `ridge` times the mean variance (Alain and Bengio 2016, "Understanding intermediate layers using linear classifier
     probes", with least squares in place of cross entropy, which has a solution in one step).
 
-    labels: integers (N,) from 0. `DataError` if they do not fit the features.
+    labels: integers (N,) from 0. `DataError` if they do not fit the features, or for features that are not finite or
+    more than 5,000; `ConfigError` for a ridge that is not above 0.
 
     >>> linear_probe([[0.0], [1.0], [2.0], [3.0]], [0, 0, 1, 1], [[-1.0], [5.0]], [0, 1])
     1.0
     """
+    if not 0 < ridge < np.inf:
+        raise ConfigError(f"linear_probe: ridge={ridge!r}, expected a finite number above 0")
     both = []
     for name, samples, classes in (("training", x, labels), ("test", test_x, test_labels)):
         a, c = np.asarray(samples, np.float64), np.asarray(classes)
         if a.ndim < 1 or c.shape != a.shape[:1] or not len(c) or c.dtype.kind not in "iu" or c.min() < 0:
             raise DataError(
-                f"linear_probe: {name} features of shape {a.shape} and labels {c.dtype} {c.shape}"
+                f"linear_probe: {name} features of shape {a.shape} and labels {c.dtype} {c.shape}, expected (N, ...)"
+                " and integers (N,) from 0"
+            )
+        if not np.isfinite(a).all() or a[0].size > MOST:
+            raise DataError(
+                f"linear_probe: {name} features: {np.count_nonzero(~np.isfinite(a)):,} values are not finite, and there"
+                f" are {a[0].size:,} for a sample, of up to {MOST:,}"
             )
         both.append((a.reshape(len(a), -1), c))
     (a, c), (test_a, test_c) = both

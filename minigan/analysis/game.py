@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from minigan.backend import Array
-from minigan.errors import ConfigError, ShapeError
+from minigan.errors import ConfigError, DataError, ShapeError
 from minigan.extras import needs
 from minigan.tape import grad, recording
 from minigan.tensor import Tensor
@@ -101,10 +101,13 @@ class Field:
         else:
             if not 1 <= count <= self.size - 2:
                 raise ConfigError(
-                    f"{count} eigenvalues of {self.size} parameters: expected 1 to {self.size - 2}"
+                    f"{count} eigenvalues of {self.size} parameters: Arnoldi's method finds 1 to {self.size - 2};"
+                    " without a count all are found"
                 )
             linalg = needs("scipy.sparse.linalg", "analysis")
-            operator = linalg.LinearOperator((self.size, self.size), matvec=self.push, dtype=np.float64)
+            operator = linalg.LinearOperator(
+                (self.size, self.size), matvec=lambda t: self.push(t.reshape(-1)), dtype=np.float64
+            )
             first = np.random.default_rng(seed).standard_normal(self.size)
             found = linalg.eigs(operator, count, which=which, v0=first, return_eigenvectors=False)
         found = np.asarray(found, np.complex128)
@@ -113,10 +116,10 @@ class Field:
     def _parts(self, vector: Any) -> list[Tensor]:
         """A vector as tensors of the shapes and dtypes of the parameters."""
         given = np.asarray(vector)
-        if given.size != self.size or given.ndim > 2 or max(given.shape) != self.size:
+        if given.shape != (self.size,):
             raise ShapeError(f"a vector of shape {given.shape} for {self.size} parameters")
         ends = np.cumsum([p.size for p in self.parameters])[:-1]
-        pieces = np.split(given.reshape(-1), ends)
+        pieces = np.split(given, ends)
         return [
             Tensor(np.array(piece.reshape(p.shape), p.dtype))
             for piece, p in zip(pieces, self.parameters, strict=True)
@@ -130,15 +133,20 @@ def _joined(tensors: Sequence[Tensor]) -> Array:
 def stable_step(eigenvalues: Any) -> float:
     """The step h below which θ ← θ + h v(θ) converges near a point where v = 0: min 2 |Re λ| / |λ|².
 
-    It is 0 if an eigenvalue has no negative real part; one that is 0 moves nothing and is passed over. That is
-    |1 + h λ| < 1, solved for h (Mescheder et al. 2017, Lemma 4).
+    It is 0 if an eigenvalue has no negative real part; one that is 0, to 1e-12 of the largest, moves nothing and is
+    passed over. That is |1 + h λ| < 1, solved for h (Mescheder et al. 2017, Lemma 4). `DataError` for NaN.
 
     >>> import minigan as mg
     >>> round(mg.analysis.stable_step([-0.15 + 0.4769696j, -0.15 - 0.4769696j]), 6)  # R1 with γ = 0.3: 4 γ
     1.2
     """
     found = np.asarray(eigenvalues, np.complex128).reshape(-1)
-    found = found[found != 0]
+    if np.isnan(found).any():
+        raise DataError(
+            f"stable_step: {np.count_nonzero(np.isnan(found))} of {found.size} eigenvalues are NaN"
+        )
+    sizes = np.abs(found)
+    found = found[sizes > 1e-12 * np.max(sizes, initial=0.0)]
     if (found.real >= 0).any():
         return 0.0
     return float(np.min(2 * -found.real / np.abs(found) ** 2, initial=np.inf))

@@ -179,14 +179,17 @@ class Machine:
                 return self._head[0] == 0
             pace = self._paces.setdefault((begin, end), _Pace())
             start = time.perf_counter_ns()
-            pool = pace.wants_help() and workers.acquire(size, self._parts - 1, self._serve, self._part)
+            wanted = pace.wants_help()
+            pool = wanted and workers.acquire(size, self._parts - 1, self._serve, self._part)
             try:
                 self._run(self._address, begin, end, pool or self._alone, self._part_address)
             finally:
                 if pool:
                     workers.release()
-            pace.note(bool(pool), time.perf_counter_ns() - start)
-            return self._head[0] == 0
+            passed = self._head[0] == 0
+            if passed and bool(pool) == wanted:  # a run that ended early, or got no help, says nothing
+                pace.note(wanted, time.perf_counter_ns() - start)
+            return passed
 
     @property
     def finished(self) -> int:

@@ -39,8 +39,8 @@ class Plan(NamedTuple):
     address of its number. With `epilogue` the last two words are 0, or the kernel and the row of what is called for
     some rows at a time of the result as a matrix (all axes but the last, the last), as soon as they are complete.
     Whether threads share the work is decided by `work`, in numbers that a loop reads or writes in the same time, or by
-    the call's flops if that is 0. `by_sample` says that some rows of the result need, of an input with the same first
-    axis, only what belongs to them.
+    the call's flops if that is 0. `by_sample` says that rows of the result which belong to a place on its first axis
+    need only that place of an input, if that has the axis too: at least as many axes, of which the first is as long.
     """
 
     kernel: Kernel

@@ -26,7 +26,8 @@ def frechet_distance(x: Any, y: Any) -> float:
     # The roots of the eigenvalues of S T are the singular values of S^½ T^½, of any roots: here of the samples' own.
     first, second = ((z - z.mean(0)) / np.sqrt(len(z) - 1) for z in (a, b))
     roots = np.linalg.svd(_root(first) @ _root(second).T, compute_uv=False).sum()
-    return float(shift @ shift + (first * first).sum() + (second * second).sum() - 2 * roots)
+    spread = (first * first).sum() + (second * second).sum() - 2 * roots
+    return float(shift @ shift + max(spread, 0.0))  # rounding alone could make it negative
 
 
 def _root(z: Any) -> Any:

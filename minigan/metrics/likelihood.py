@@ -7,7 +7,7 @@ import numpy as np
 
 from minigan.backend import Array
 from minigan.errors import ConfigError
-from minigan.metrics.samples import as_rows, blocks, squared_distances
+from minigan.metrics.samples import as_rows, blocks, centred, squared_distances
 
 
 class Likelihood(NamedTuple):
@@ -34,7 +34,7 @@ def parzen_log_likelihood(samples: Any, test: Any, sigma: float) -> Likelihood:
     >>> round(found.mean, 6)  # -log sqrt(2π) - 1/4
     -1.168939
     """
-    centres, x = as_rows("parzen_log_likelihood", samples, test)
+    centres, x = centred(*as_rows("parzen_log_likelihood", samples, test))
     if not 0 < sigma < math.inf:
         raise ConfigError(f"parzen_log_likelihood: sigma={sigma!r}, expected a finite number above 0")
     values = np.empty(len(x))
@@ -57,5 +57,7 @@ def parzen_sigma(samples: Any, validation: Any, sigmas: Array | None = None) -> 
     0.01
     """
     widths = np.logspace(-1, 0, 10) if sigmas is None else np.asarray(sigmas, np.float64)
+    if not widths.size:
+        raise ConfigError("parzen_sigma: no widths to choose from")
     found = [parzen_log_likelihood(samples, validation, sigma).mean for sigma in widths.tolist()]
     return float(widths[int(np.argmax(found))])

@@ -1,12 +1,14 @@
 """How much of a mixture of Gaussians a generator has found."""
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from minigan.backend import Array
 from minigan.data.mixtures import Mixture
-from minigan.metrics.samples import as_rows, blocks, squared_distances
+from minigan.errors import ConfigError
+from minigan.metrics.samples import as_rows, blocks, centred, squared_distances
 
 
 class ModeCoverage(NamedTuple):
@@ -36,14 +38,16 @@ def mode_coverage(points: Any, mixture: Mixture, sigmas: float = 3.0) -> ModeCov
         points: (N, P), as the mixture's.
         sigmas: how far from a mean a point of high quality may lie, in standard deviations.
 
-    Raises: `ShapeError`, `DataError` for other points.
+    Raises: `ShapeError`, `DTypeError`, `DataError` for other points, `ConfigError` for other sigmas.
 
     >>> import minigan as mg
     >>> found = mg.metrics.mode_coverage([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5], [1.01, 0.01]], mg.data.ring())
     >>> found.modes, found.high_quality, found.counts.tolist()
     (2, 0.75, [2, 0, 1, 0, 0, 0, 0, 0])
     """
-    x, means = as_rows("mode_coverage", points, mixture.means)
+    if not 0 < sigmas < math.inf:
+        raise ConfigError(f"mode_coverage: sigmas={sigmas!r}, expected a finite number above 0")
+    means, x = centred(*as_rows("mode_coverage", mixture.means, points))
     counts = np.zeros(len(means), np.int64)
     for part in blocks(len(x), len(means)):
         distances = squared_distances(x[part], means)

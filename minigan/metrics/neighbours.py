@@ -6,7 +6,7 @@ import numpy as np
 
 from minigan.backend import Array
 from minigan.errors import ConfigError
-from minigan.metrics.samples import as_rows, blocks, squared_distances
+from minigan.metrics.samples import as_rows, blocks, centred, squared_distances
 
 
 class Neighbours(NamedTuple):
@@ -42,6 +42,7 @@ def precision_recall(real: Any, generated: Any, k: int = 5) -> Neighbours:
         raise ConfigError(
             f"precision_recall: k={k!r} with {len(x)} and {len(y)} samples: expected 1 to the fewer - 1"
         )
+    x, y = centred(x, y)
     of_real, of_generated = _radii(x, k), _radii(y, k)
     in_a_ball, has_one, total = 0, np.zeros(len(x), bool), 0
     recalled = np.zeros(len(x), bool)

@@ -6,21 +6,24 @@ from typing import Any
 import numpy as np
 
 from minigan.backend import Array
-from minigan.errors import DataError, ShapeError
+from minigan.errors import DataError, DTypeError, ShapeError
 
+ROUNDING = 1e-13  # of squared distances, of the squared norms
 BLOCK = 1 << 22  # distances that are in memory at a time: 32 MiB
 
 
 def as_rows(name: str, *samples: Any, least: int = 1) -> list[Array]:
     """Each array (N, ...) as float64 (N, d), d the same for all.
 
-    Raises `ShapeError` for other shapes, and `DataError` for fewer than `least` samples, or values that are no finite
-    real numbers.
+    Raises `ShapeError` for other shapes, `DTypeError` for what are no real numbers, and `DataError` for fewer than
+    `least` samples, or values that are not finite.
     """
     rows = []
     for given in samples:
         x = np.asarray(given)
-        if x.dtype.kind not in "fiub" or x.ndim < 2 or 0 in x.shape[1:]:
+        if x.dtype.kind not in "fiub":
+            raise DTypeError(f"{name}: samples of dtype {x.dtype}, expected real numbers")
+        if x.ndim < 2 or 0 in x.shape[1:]:
             raise ShapeError(f"{name}: samples of {x.dtype} {x.shape}, expected real numbers (N, ...)")
         if len(x) < least:
             raise DataError(f"{name}: {len(x)} samples, expected at least {least}")
@@ -42,9 +45,15 @@ def blocks(count: int, width: int) -> Iterator[slice]:
         yield slice(begin, min(begin + step, count))
 
 
+def centred(*samples: Array) -> list[Array]:
+    """All about the mean of the first, so that little cancels in `squared_distances`."""
+    middle = samples[0].mean(0)
+    return [x - middle for x in samples]
+
+
 def squared_distances(x: Array, y: Array) -> Array:
-    """|x_i - y_j|², (N, M), from 0: |x|² + |y|² - 2 <x, y>, about the mean of y, so that little cancels."""
-    middle = y.mean(0)
-    x, y = x - middle, y - middle
-    found: Array = (x * x).sum(1)[:, None] + (y * y).sum(1) - 2 * (x @ y.T)
-    return np.maximum(found, 0, out=found)
+    """|x_i - y_j|², (N, M): |x|² + |y|² - 2 <x, y>; 0 for what is below the rounding of that, as of equal samples."""
+    scale = (x * x).sum(1)[:, None] + (y * y).sum(1)
+    found: Array = scale - 2 * (x @ y.T)
+    found[found < ROUNDING * scale] = 0
+    return found

@@ -7,6 +7,7 @@ time: what the one writes, the next finds in the cache. (Dao et al. 2022, "Flash
 
 from collections.abc import Sequence
 
+from minigan.kernels.rows import Scratch
 from minigan.program.capture import Buffer, Ref
 from minigan.program.fuse import Access, Group, Node, dependencies, in_order, needed, reaches, sum_kind
 
@@ -83,11 +84,20 @@ def _blocks(node: Node, samples: int) -> dict[Buffer, bool] | None:
         return None
     found: dict[Buffer, bool] = {}
     if node.product is not None:
-        refs = (*node.product.inputs, *node.product.outs)
-        if node.plan is None or not node.plan.by_sample or node.product.outs[0].shape[0] != samples:
+        (out, *_), inputs = node.product.outs, node.product.inputs
+        refs = (*inputs, out)
+        if (
+            node.plan is None
+            or not node.plan.by_sample
+            or any(isinstance(w, Scratch) for w in node.plan.words)
+        ):
+            return None
+        if node.product.outs[0].shape[0] != samples:
             return None
         for ref in refs:
-            found[ref.buffer] = found.get(ref.buffer, True) and _is_part(ref, samples)
+            # An operand with fewer axes is broadcast: its first axis is not that of the samples.
+            fits = len(ref.shape) >= len(out.shape) and _is_part(ref, samples)
+            found[ref.buffer] = found.get(ref.buffer, True) and fits
     for walk in node.walks:
         if walk.dims[0] != n:
             return None
