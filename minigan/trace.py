@@ -9,20 +9,20 @@ changed stands in `undone_by`. Without a recorder these do what they say at once
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from minigan.backend import Array
 
 Result = TypeVar("Result")
 
 
-class Recorder(Protocol):
-    """What listens to a thread's calls of `apply`.
+class Recorder:
+    """What listens to a thread's calls of `apply`: this one hears everything and does nothing.
 
     With `composes`, it had rather hear of the operations that make up one of which there is also a kernel.
     """
 
-    composes: bool
+    composes = False
 
     def call(
         self, primitive: Any, arrays: Sequence[Array], outs: Sequence[Array], attributes: dict[str, Any]
@@ -37,6 +37,7 @@ class Recorder(Protocol):
 
     def host(self, function: Callable[[], Any], value: Any) -> Any:
         """`function`, which gave `value`, is called anew in every run; gives what stands for its result."""
+        return value
 
     def require(self, flag: Array) -> None:
         """A run ends here if the boolean `flag` does not hold."""
@@ -46,36 +47,6 @@ class Recorder(Protocol):
 
     def read(self, array: Array, what: str) -> None:
         """Python is about to look at the values of `array`."""
-
-
-class Listener:
-    """A `Recorder` that hears everything and changes nothing; a subclass has a method for what it is about."""
-
-    composes = False
-
-    def call(
-        self, primitive: Any, arrays: Sequence[Array], outs: Sequence[Array], attributes: dict[str, Any]
-    ) -> None:
-        """See `Recorder`, as for the others."""
-
-    def made(self, array: Array) -> None:
-        """See `Recorder`."""
-
-    def changes(self, tensor: Any) -> None:
-        """See `Recorder`."""
-
-    def host(self, function: Callable[[], Any], value: Any) -> Any:
-        """The value itself."""
-        return value
-
-    def require(self, flag: Array) -> None:
-        """See `Recorder`."""
-
-    def undone_by(self, restore: Callable[[], None]) -> None:
-        """See `Recorder`."""
-
-    def read(self, array: Array, what: str) -> None:
-        """See `Recorder`."""
 
 
 class State(threading.local):

@@ -12,7 +12,7 @@ from minigan.ops import softmax
 from minigan.ops.attention import ATTENTION
 from minigan.tape import no_grad, recording, vjp
 from minigan.tensor import Tensor, TensorLike, lift, where
-from minigan.trace import Listener, recorded_by
+from minigan.trace import Recorder, recorded_by
 
 
 def receptive_field(
@@ -64,7 +64,7 @@ def receptive_field(
     return np.sqrt(squares)
 
 
-class _Looks(Listener):
+class _Looks(Recorder):
     """Keeps the weights of every attention that is computed."""
 
     def __init__(self) -> None:

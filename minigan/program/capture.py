@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from minigan import trace
 from minigan.backend import Array
 from minigan.errors import GraphError
 from minigan.tape import Primitive
@@ -103,7 +104,7 @@ class Hosted(NamedTuple):
     numbers: struct.Struct | None
 
 
-class Recorder:
+class Recorder(trace.Recorder):
     """What hears of every call of `apply` in a captured run (see `minigan.trace.Recorder`)."""
 
     composes = True
