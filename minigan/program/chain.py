@@ -84,17 +84,12 @@ def _blocks(node: Node, samples: int) -> dict[Buffer, bool] | None:
         return None
     found: dict[Buffer, bool] = {}
     if node.product is not None:
-        (out, *_), inputs = node.product.outs, node.product.inputs
-        refs = (*inputs, out)
-        if (
-            node.plan is None
-            or not node.plan.by_sample
-            or any(isinstance(w, Scratch) for w in node.plan.words)
-        ):
+        (out,), plan = node.product.outs, node.plan
+        if plan is None or not plan.by_sample or any(isinstance(word, Scratch) for word in plan.words):
             return None
-        if node.product.outs[0].shape[0] != samples:
+        if out.shape[0] != samples:
             return None
-        for ref in refs:
+        for ref in (*node.product.inputs, out):
             # An operand with fewer axes is broadcast: its first axis is not that of the samples.
             fits = len(ref.shape) >= len(out.shape) and _is_part(ref, samples)
             found[ref.buffer] = found.get(ref.buffer, True) and fits
