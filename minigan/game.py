@@ -4,81 +4,69 @@
     generator:      L_G(D(G(z))), by the gradient in its own parameters; D is only passed through
 
 `grad` visits only what lies between the loss and the parameters it is asked for, so neither player's step
-computes a derivative for the other's weights.
+computes a derivative for the other's weights. Remedies that mix the two, consensus optimisation and unrolling, ask for
+these derivatives on purpose.
 """
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from minigan import losses
+from minigan.analysis.features import feature_matching
 from minigan.analysis.game import Field
 from minigan.backend import FLOATS, Array
 from minigan.errors import CheckpointError, ConfigError, NonFiniteError, ShapeError
 from minigan.losses import Loss
-from minigan.nn.module import ASSIGN, Module, assign, check_arrays, forward
-from minigan.ops import Stream, all_finite, mean, sigmoid
+from minigan.nn import Sequential
+from minigan.nn.module import ASSIGN, Module, assign, check_arrays, forward, substituted
+from minigan.ops import Stream, augment, mean, sigmoid
+from minigan.ops.augment import changes
 from minigan.optim import EMA, Adam, Optimizer
 from minigan.penalties import Penalty
+from minigan.player import Player, not_finite
 from minigan.tape import apply, grad, no_grad, recording
 from minigan.tensor import Tensor, lift, tensor
-from minigan.trace import host, recorded_by, require, undone_by
+from minigan.trace import host, recorded_by, undone_by
 
-UPDATES = ("alternating", "simultaneous")
-LISTED = 3  # tensors that a message about NaN and infinities names
-
-
-class _Player:
-    """A network, its optimiser and what that remembers."""
-
-    def __init__(self, name: str, network: Module, optimizer: Optimizer) -> None:
-        self.name, self.network, self.optimizer = name, network, optimizer
-        self.parameters = network.parameters()
-        self.memory = optimizer.init(self.parameters)
-        self.state = network.state()
-        # What a step changes and reads: floats of the network, and the slots by their name and the parameter's.
-        slots = {f"{k}.{name}": x for k, xs in self.memory.slots.items() for name, x in xs.items()}
-        self.tensors = {name: x for name, x in self.state.items() if x.dtype in FLOATS} | slots
-
-    def gradients(self, losses: dict[str, Tensor], others: dict[str, Tensor]) -> list[Tensor]:
-        """Those of the sum of the losses in this player's parameters, and in no other's.
-
-        Raises `NonFiniteError`, saying what and where, if a NaN or an infinity is among the losses, the gradients, what
-        the update reads besides them, or the `others`.
-        """
-        gradients = grad(list(losses.values()), list(self.parameters.values()))
-        with no_grad():
-            state = self.tensors | others
-            fine = all_finite([*losses.values(), *gradients, *state.values()])
-
-        def refuse() -> None:
-            found = losses | {
-                f"gradient.{name}": g for name, g in zip(self.parameters, gradients, strict=True)
-            }
-            raise NonFiniteError(f"{self.name}: {'; '.join(_not_finite(found | state))}")
-
-        require(fine.array, refuse)
-        return gradients
-
-    def move(self, gradients: list[Tensor], rate: Callable[[Optimizer], float]) -> None:
-        """Make one step of the optimiser, at the rate that the game has for it."""
-        self.optimizer.update(self.parameters, gradients, self.memory, lambda: rate(self.optimizer))
+UPDATES = ("alternating", "simultaneous", "extragradient")
 
 
-def _not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
-    """What stands in which tensor, for the first few of those with NaN or infinities."""
-    counts = {name: x.size - int(np.isfinite(x.array).sum()) for name, x in tensors.items()}
-    found = [
-        f"{name} is {tensors[name].item()}"
-        if tensors[name].size == 1
-        else f"{name} has {n} of {tensors[name].size}"
-        for name, n in counts.items()
-        if n
-    ]
-    return [*found[:LISTED], f"and {len(found) - LISTED} more"] if len(found) > LISTED else found
+class _Draw(NamedTuple):
+    """What the last step of the discriminator in a round, and that of the generator, are made on."""
+
+    real: Tensor
+    latents: Tensor
+    of_generator: Tensor
+    labels: Tensor | None
+    random: Stream
+
+
+def packed(shape: tuple[int, ...], count: int) -> tuple[int, ...]:
+    """The shape of so many samples side by side: (..., C) becomes (..., count · C)."""
+    return (*shape[:-1], count * shape[-1])
+
+
+def pack(x: Tensor, count: int) -> Tensor:
+    """Groups of samples (N, ..., C) as one sample with more channels: (N / count, ..., count · C).
+
+    `ShapeError` unless the groups come out even.
+
+    >>> import minigan as mg
+    >>> from minigan.game import pack
+    >>> pack(mg.tensor([[1.0, 2.0], [3.0, 4.0]]), 2).numpy()
+    array([[1., 2., 3., 4.]], dtype=float32)
+    """
+    if count == 1:
+        return x
+    if x.shape[0] % count:
+        raise ShapeError(f"Game: a batch of {x.shape[0]} samples cannot be packed by {count}")
+    groups = x.reshape(x.shape[0] // count, count, *x.shape[1:])
+    axes = (0, *range(2, groups.ndim - 1), 1, groups.ndim - 1)
+    return groups.transpose(axes).reshape(groups.shape[0], *packed(x.shape[1:], count))
 
 
 def _as_batches(batches: Any) -> list[Tensor]:
@@ -98,12 +86,25 @@ class Game:
         generator_optimizer, discriminator_optimizer: by default Adam at 1e-3 with b1 = 0.5.
         ema: the decay of the average of the generator's weights in `ema_generator`; `None` for no average.
         d_steps: steps of the discriminator per step of the generator.
-        update: "alternating", where the generator answers the discriminator that has just been updated, or
-            "simultaneous", where both gradients are taken at the same point and then both players move.
+        update: "alternating", where the generator answers the discriminator that has just been updated;
+            "simultaneous", where both gradients are taken at the same point and then both players move; or
+            "extragradient", where both first move as in that, take their gradients there, go back, and move along these
+            (Korpelevich 1976; Gidel et al. 2019, Algorithm 4, with the same samples for both, as Mishchenko et al. 2020
+            find necessary). The optimisers count and remember both moves.
         share_fake: the generator's step goes on from the batch of the discriminator's last step.
         smoothing: real samples have the label 1 - smoothing (Salimans et al. 2016, §3.4).
         noise: the standard deviation of normal noise on everything that the discriminator sees (Sønderby et
             al. 2017, §3), or a function that gives it from the step.
+        consensus: γ of γ/2 |v|², which both players minimise besides their losses, v their gradients joined (Mescheder
+            et al. 2017, eq. 12). It needs these at one point: a simultaneous or extragradient update.
+        unroll: how many steps ahead the generator looks: it minimises its loss against the discriminator that has
+            answered with so many more steps of its optimiser on this batch, and derives through these (Metz et al.
+            2017, eqs. 7 to 9).
+        pack: so many samples are judged as one, their channels side by side, so that a lack of variety shows (Lin et
+            al. 2018, PacGAN, §3). The discriminator takes as many times the channels.
+        feature_matching: λ of λ |E f(x) - E f(G(z))|² in the generator's loss, f the input of the discriminator's last
+            layer (Salimans et al. 2016, §3.1).
+        augment: how images are changed before they are judged, such as "translation,cutout": `minigan.ops.augment`.
 
     Raises: `ConfigError` for a setting outside its range.
 
@@ -135,6 +136,11 @@ class Game:
         share_fake: bool = False,
         smoothing: float = 0.0,
         noise: float | Callable[[int], float] = 0.0,
+        consensus: float = 0.0,
+        unroll: int = 0,
+        pack: int = 1,
+        feature_matching: float = 0.0,
+        augment: str = "",
     ) -> None:
         self.generator, self.discriminator = generator, discriminator
         self.loss = losses.find(loss)
@@ -142,12 +148,14 @@ class Game:
         self.penalties: tuple[Penalty, ...] = tuple(given) if isinstance(given, (list, tuple)) else (given,)
         self.d_steps, self.update, self.share_fake = d_steps, update, share_fake
         self.smoothing, self.noise = smoothing, noise
+        self.consensus, self.unroll, self.pack = consensus, unroll, pack
+        self.feature_matching, self.augment = feature_matching, augment
         self._check_settings()
         self.steps = 0
         self._counts_before: list[int] = []
         self.rate_scale = 1.0  # of both players' learning rates
-        self._of_generator = _Player("generator", generator, generator_optimizer or Adam(1e-3, b1=0.5))
-        self._of_discriminator = _Player(
+        self._of_generator = Player("generator", generator, generator_optimizer or Adam(1e-3, b1=0.5))
+        self._of_discriminator = Player(
             "discriminator", discriminator, discriminator_optimizer or Adam(1e-3, b1=0.5)
         )
         self._average = None if ema is None else EMA(ema)
@@ -163,18 +171,34 @@ class Game:
                 raise ConfigError(
                     f"Game: penalty is {penalty!r}, expected one such as minigan.penalties.r1(0.1)"
                 )
-        if (
-            isinstance(self.d_steps, bool)
-            or not isinstance(self.d_steps, (int, np.integer))
-            or self.d_steps < 1
-        ):
-            raise ConfigError(f"Game: d_steps is {self.d_steps!r}, expected an integer from 1")
+        for name, least in (("d_steps", 1), ("unroll", 0), ("pack", 1)):
+            count = getattr(self, name)
+            if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < least:
+                raise ConfigError(f"Game: {name} is {count!r}, expected an integer from {least}")
+        for name in ("consensus", "feature_matching"):
+            if not 0 <= (weight := getattr(self, name)) < np.inf:
+                raise ConfigError(f"Game: {name} is {weight}, expected a finite number from 0")
         if self.update not in UPDATES:
             raise ConfigError(f"Game: update is {self.update!r}, expected one of {', '.join(UPDATES)}")
         if not 0 <= self.smoothing < 1:
             raise ConfigError(f"Game: smoothing is {self.smoothing}, expected 0 <= smoothing < 1")
         if self.smoothing and not self.loss.labels:
             raise ConfigError(f"Game: the loss {self.loss.name} has no labels to smooth")
+        if self.consensus and self.update == "alternating":
+            raise ConfigError(
+                f"Game: consensus is {self.consensus}: it needs the update simultaneous or extragradient"
+            )
+        if self.consensus and self.unroll:
+            raise ConfigError(
+                f"Game: consensus is {self.consensus} and unroll {self.unroll}: use one of them"
+            )
+        if self.feature_matching and not (
+            isinstance(self.discriminator, Sequential) and len(self.discriminator.layers) > 1
+        ):
+            raise ConfigError(
+                "Game: feature_matching needs a discriminator of layers, minigan.nn.Sequential, of more than one"
+            )
+        changes(self.augment)
         self._noise_at(0)
 
     def _noise_at(self, step: int) -> float:
@@ -236,7 +260,8 @@ class Game:
         """The game as a vector field at the present weights, on one batch: see `minigan.analysis.Field`.
 
         The players are the generator and the discriminator with its penalties, in this order. The networks compute as
-        outside of training: batch norm goes by its running statistics, and there is no dropout, nor noise on samples.
+        outside of training: batch norm goes by its running statistics, and there is no dropout, nor noise on samples,
+        and no remedy but penalties and packing: the spectrum shows what these would have to mend.
 
         Args:
             real, latents: a batch of each.
@@ -257,11 +282,12 @@ class Game:
             return forward(self.discriminator, x, train=False, random=None, labels=labels)
 
         with recording(True):
-            fake = forward(self.generator, latents, train=False, random=None, labels=labels)
+            fake = pack(forward(self.generator, latents, train=False, random=None, labels=labels), self.pack)
+            real = pack(real, self.pack)
             real_logits, fake_logits = judge(real), judge(fake)
             of_d = self.loss.discriminator(real_logits, fake_logits, 1.0 - self.smoothing)
             for penalty in self.penalties:
-                of_d = of_d + penalty(judge, real, fake, real_logits, fake_logits, random)
+                of_d = of_d + penalty(judge, real, fake, real_logits, fake_logits, random, lambda: self.steps)
             of_g = self.loss.generator(real_logits, fake_logits)
         players = zip((of_g, of_d), (self._of_generator, self._of_discriminator), strict=True)
         return Field([(loss, list(player.parameters.values())) for loss, player in players])
@@ -295,7 +321,7 @@ class Game:
 
     def require_finite(self) -> None:
         """Raise `NonFiniteError` if a weight, an average or what an optimiser remembers is NaN or infinite."""
-        found = _not_finite(self._tensors())
+        found = not_finite(self._tensors())
         if found:
             raise NonFiniteError(f"step {self.steps}: {'; '.join(found)}")
 
@@ -308,71 +334,179 @@ class Game:
         of_generator = self._of_generator
         buffers = [x for name, x in of_generator.state.items() if name not in of_generator.parameters]
         moves_first = self._of_discriminator
-        return [*buffers, *(moves_first.state | moves_first.tensors).values()]
+        touched = [*buffers, *(moves_first.state | moves_first.tensors).values()]
+        # An extrapolation moves both players.
+        return touched + list(of_generator.tensors.values()) * (self.update == "extragradient")
 
     def _round(
         self, reals: list[Tensor], latents: list[Tensor], classes: Sequence[Tensor | None], random: Stream
     ) -> dict[str, Tensor]:
-        def generate(latents: Tensor, labels: Tensor | None) -> Tensor:
-            return forward(self.generator, latents, train=True, random=random, labels=labels)
-
         with recording(True):
-            for k, (real, labels) in enumerate(zip(reals, classes, strict=True)):
-                last = k == self.d_steps - 1
-                with recording(self.share_fake and last):
-                    fake = generate(latents[k], labels)
-                metrics, d_gradients = self._discriminator_gradients(real, fake.detach(), labels, random)
-                if not last or self.update == "alternating":
-                    self._of_discriminator.move(d_gradients, self._rate)
-            if not self.share_fake:
-                fake = generate(latents[-1], labels)
-            metrics["g_loss"], g_gradients = self._generator_gradients(real, fake, labels, random)
-        if self.update == "simultaneous":
-            self._of_discriminator.move(d_gradients, self._rate)
-        self._of_generator.move(g_gradients, self._rate)
+            for real, z, labels in zip(reals[:-1], latents, classes, strict=False):
+                with no_grad():
+                    fake = self._generate(z, labels, random)
+                losses, _ = self._of_d(real, fake, labels, random)
+                self._of_discriminator.move(self._of_discriminator.gradients(losses, {}), self._rate)
+            draw = _Draw(reals[-1], latents[self.d_steps - 1], latents[-1], classes[-1], random)
+            if self.update == "alternating":
+                metrics, gradients, shared = self._d_gradients(draw)
+                self._of_discriminator.move(gradients, self._rate)
+                metrics["g_loss"], gradients = self._g_gradients(draw, shared)
+                self._of_generator.move(gradients, self._rate)
+                return metrics
+            metrics, *gradients_of_both = self._both(draw)
+            if self.update == "extragradient":
+                with self._from_where_they_were():
+                    self._move(*gradients_of_both)
+                    _, *gradients_of_both = self._both(draw)
+        self._move(*gradients_of_both)
         return metrics
 
-    def _judge(self, labels: Tensor | None, random: Stream) -> Callable[[Tensor], Tensor]:
-        """The discriminator as a function of samples with these labels."""
-        return lambda x: forward(self.discriminator, x, train=True, random=random, labels=labels)
+    def _move(self, of_discriminator: list[Tensor], of_generator: list[Tensor]) -> None:
+        self._of_discriminator.move(of_discriminator, self._rate)
+        self._of_generator.move(of_generator, self._rate)
 
-    def _discriminator_gradients(
+    @contextmanager
+    def _from_where_they_were(self) -> Iterator[None]:
+        """Put all parameters back after the block."""
+        pairs = [
+            (p, Tensor(np.empty_like(p.array)))
+            for player in self._players().values()
+            for p in player.parameters.values()
+        ]
+        for p, origin in pairs:
+            apply(ASSIGN, origin, p)
+        yield
+        for p, origin in pairs:
+            apply(ASSIGN, p, origin)
+
+    def _generate(self, latents: Tensor, labels: Tensor | None, random: Stream) -> Tensor:
+        return forward(self.generator, latents, train=True, random=random, labels=labels)
+
+    def _judge(
+        self, labels: Tensor | None, random: Stream, part: Module | None = None
+    ) -> Callable[[Tensor], Tensor]:
+        """The discriminator, or a part of it, as a function of samples with these labels."""
+        return lambda x: forward(part or self.discriminator, x, train=True, random=random, labels=labels)
+
+    # What each player minimises, by name
+
+    def _of_d(
         self, real: Tensor, fake: Tensor, labels: Tensor | None, random: Stream
-    ) -> tuple[dict[str, Tensor], list[Tensor]]:
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The discriminator's losses, and metrics."""
         judge = self._judge(labels, random)
         with no_grad():
-            real, fake = self._noisy(real, random), self._noisy(fake, random)
+            real = self._seen(real, random)
+        fake = self._seen(fake, random)
         real_logits, fake_logits = judge(real), judge(fake)
         loss = self.loss.discriminator(real_logits, fake_logits, 1.0 - self.smoothing)
-        terms = [penalty(judge, real, fake, real_logits, fake_logits, random) for penalty in self.penalties]
-        gradients = self._of_discriminator.gradients(
-            {"d_loss": loss} | {f"penalty {k + 1}": x for k, x in enumerate(terms)}, {}
-        )
+        terms = [
+            penalty(judge, real, fake, real_logits, fake_logits, random, lambda: self.steps)
+            for penalty in self.penalties
+        ]
         with no_grad():
             metrics = {
                 "d_loss": loss.detach(),
-                "penalty": sum(terms, tensor(0.0, loss.dtype)),
+                "penalty": sum(terms, tensor(0.0, loss.dtype)).detach(),
                 "d_real": mean(sigmoid(real_logits)),
                 "d_fake": mean(sigmoid(fake_logits)),
             }
-        return metrics, gradients
+        return {"d_loss": loss} | {f"penalty {k + 1}": x for k, x in enumerate(terms)}, metrics
 
-    def _generator_gradients(
-        self, real: Tensor, fake: Tensor, labels: Tensor | None, random: Stream
-    ) -> tuple[Tensor, list[Tensor]]:
+    def _of_g(self, real: Tensor, fake: Tensor, labels: Tensor | None, random: Stream) -> dict[str, Tensor]:
+        """The generator's losses."""
         judge, real_logits = self._judge(labels, random), None
+        if self.feature_matching:
+            *layers, last = self.discriminator.layers  # type: ignore[attr-defined]
+            below = self._judge(labels, random, Sequential(*layers))
+            judge = self._judge(labels, random, last)
+            with no_grad():
+                of_real = below(self._seen(real, random))
+                real_logits = judge(of_real) if self.loss.paired else None
+            of_fake = below(self._seen(fake, random))
+            fake_logits = judge(of_fake)
+            matching = feature_matching(of_real, of_fake) * self.feature_matching
+            return {"g_loss": self.loss.generator(real_logits, fake_logits), "feature matching": matching}
         if self.loss.paired:
             with no_grad():
-                real_logits = judge(self._noisy(real, random))
-        fake_logits = judge(self._noisy(fake, random))
-        loss = self.loss.generator(real_logits, fake_logits)
-        return loss.detach(), self._of_generator.gradients({"g_loss": loss}, self._checked_averages)
+                real_logits = judge(self._seen(real, random))
+        return {"g_loss": self.loss.generator(real_logits, judge(self._seen(fake, random)))}
 
-    def _noisy(self, x: Tensor, random: Stream) -> Tensor:
-        if not self.noise:
-            return x
-        std = host(lambda: self._noise_at(self.steps))
-        return x + random.normal(x.shape, std=std, dtype=x.dtype)
+    def _seen(self, x: Tensor, random: Stream) -> Tensor:
+        """Samples as the discriminator sees them."""
+        if self.augment:
+            low, high = getattr(self.generator, "bounds", None) or (0.0, 1.0)
+            x = augment(x, self.augment, random, high - low)
+        if self.noise:
+            std = host(lambda: self._noise_at(self.steps))
+            x = x + random.normal(x.shape, std=std, dtype=x.dtype)
+        return pack(x, self.pack)
+
+    # The gradients of these
+
+    def _d_gradients(self, draw: _Draw) -> tuple[dict[str, Tensor], list[Tensor], Tensor | None]:
+        """Metrics, the discriminator's gradients, and the generated batch if the generator goes on from it."""
+        with recording(self.share_fake):
+            fake = self._generate(draw.latents, draw.labels, draw.random)
+        losses, metrics = self._of_d(draw.real, fake.detach(), draw.labels, draw.random)
+        return metrics, self._of_discriminator.gradients(losses, {}), fake if self.share_fake else None
+
+    def _g_gradients(self, draw: _Draw, fake: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+        """The generator's loss and gradients; `fake` is its batch, if it has been made."""
+        fake = self._generate(draw.of_generator, draw.labels, draw.random) if fake is None else fake
+        with substituted(self.discriminator, self._answer(draw, fake)):
+            losses = self._of_g(draw.real, fake, draw.labels, draw.random)
+        gradients = self._of_generator.gradients(losses, self._checked_averages)
+        return losses["g_loss"].detach(), gradients
+
+    def _answer(self, draw: _Draw, fake: Tensor) -> dict[int, Tensor]:
+        """The discriminator's parameters after the steps that are looked ahead, by the `id` of the present ones."""
+        player = self._of_discriminator
+        tensors, slots = dict(player.parameters), dict(player.memory.slots)
+        for k in range(self.unroll):
+            answer = {id(player.parameters[name]): x for name, x in tensors.items()}
+            with substituted(self.discriminator, answer):
+                losses, _ = self._of_d(draw.real, fake, draw.labels, draw.random)
+            gradients = grad(list(losses.values()), list(tensors.values()), create_graph=True)
+            tensors, slots = player.optimizer.ahead(
+                tensors,
+                gradients,
+                slots,
+                lambda k=k: player.memory.step + k + 1,  # type: ignore[misc]
+                lambda: self._rate(player.optimizer),
+            )
+        return {id(player.parameters[name]): x for name, x in tensors.items()} if self.unroll else {}
+
+    def _both(self, draw: _Draw) -> tuple[dict[str, Tensor], list[Tensor], list[Tensor]]:
+        """Metrics and the gradients of the discriminator and of the generator, at one point."""
+        if self.consensus:
+            return self._agreeing(draw)
+        metrics, of_discriminator, fake = self._d_gradients(draw)
+        metrics["g_loss"], of_generator = self._g_gradients(draw, fake)
+        return metrics, of_discriminator, of_generator
+
+    def _agreeing(self, draw: _Draw) -> tuple[dict[str, Tensor], list[Tensor], list[Tensor]]:
+        """As `_both`, with the gradient of γ/2 |v|², v the gradients of both players in their own parameters."""
+        players = (self._of_discriminator, self._of_generator)
+        fake = self._generate(draw.latents, draw.labels, draw.random)
+        of_d, metrics = self._of_d(draw.real, fake, draw.labels, draw.random)
+        if not self.share_fake:
+            fake = self._generate(draw.of_generator, draw.labels, draw.random)
+        of_g = self._of_g(draw.real, fake, draw.labels, draw.random)
+        own = [
+            grad(list(losses.values()), list(player.parameters.values()), create_graph=True)
+            for losses, player in zip((of_d, of_g), players, strict=True)
+        ]
+        squares = sum(((g * g).sum() for gradients in own for g in gradients), tensor(0.0, fake.dtype))
+        together = {"consensus": squares * (0.5 * self.consensus)}
+        found = []
+        for player, terms, gradients in zip(players, (of_d, of_g), own, strict=True):
+            extra = grad(together["consensus"], list(player.parameters.values()))
+            sums = [g.detach() + more for g, more in zip(gradients, extra, strict=True)]
+            others = self._checked_averages if player is self._of_generator else {}
+            found.append(player.checked(terms | together, sums, others))
+        return metrics | {"g_loss": of_g["g_loss"].detach()}, found[0], found[1]
 
     def _update_average(self) -> None:
         if self._average is not None:
@@ -381,7 +515,7 @@ class Game:
             for name in self._averages.keys() - trained.keys():
                 apply(ASSIGN, self._averages[name], self._originals[name])
 
-    def _players(self) -> dict[str, _Player]:
+    def _players(self) -> dict[str, Player]:
         return {player.name: player for player in (self._of_generator, self._of_discriminator)}
 
     def _tensors(self) -> dict[str, Tensor]:

@@ -321,8 +321,8 @@ class Loop:
 
         def draw(path: str) -> None:
             if sampler.points:
-                # What the discriminator finds is one picture for each class.
-                judge = self._judge if sampler.classes is None else None
+                # What the discriminator finds is one picture for each class, and of packs there is none.
+                judge = self._judge if sampler.classes is None and self.gan.game.pack == 1 else None
                 pictures.points_plot(path, real, sampler.sample(len(real), seed), judge)
             else:
                 count, labels, columns = sampler.rows(GRID)

@@ -8,6 +8,7 @@ before the loop, because 1 - float32(0.999) is wrong by 1.3e-5 of itself.
 """
 
 import math
+import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar
@@ -16,7 +17,8 @@ import numpy as np
 
 from minigan.errors import ConfigError, ShapeError
 from minigan.kernels import formula as fm
-from minigan.ops import maximum, norm, stack
+from minigan.nn.module import ASSIGN
+from minigan.ops import maximum, minimum, norm, sqrt, stack
 from minigan.pointwise import pointwise
 from minigan.tape import Input, Primitive, apply, no_grad
 from minigan.tensor import Tensor
@@ -36,19 +38,21 @@ def _within(who: str, **settings: tuple[float, float, float]) -> None:
 # Learning rates
 
 
-_CURVES: dict[str, Callable[[float], float]] = {
-    "constant": lambda done: 1.0,
-    "linear": lambda done: 1.0 - done,
-    "cosine": lambda done: 0.5 + 0.5 * math.cos(math.pi * done),
+# By the part that is done and the end: from 1 to the end.
+_CURVES: dict[str, Callable[[float, float], float]] = {
+    "constant": lambda done, end: 1.0,
+    "linear": lambda done, end: 1.0 - (1.0 - end) * done,
+    "cosine": lambda done, end: end + (1.0 - end) * (0.5 + 0.5 * math.cos(math.pi * done)),
+    "exponential": lambda done, end: end**done,
 }
 
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """A learning rate by step: `lr` times a curve from 1 at step begin · steps to 0 at step `steps`.
+    """A learning rate, or another number, by step: `lr` times a curve from 1 at step begin · steps to `end` at `steps`.
 
-    name: "constant", "linear" or "cosine", as the functions below, which make these. `ConfigError` unless lr >= 0,
-    steps >= 1 and 0 <= begin < 1.
+    name: "constant", "linear", "cosine" or "exponential", as the functions below, which make these. `ConfigError`
+    unless lr >= 0, steps >= 1, 0 <= begin < 1 and 0 <= end < 1, where an exponential needs an end above 0.
 
     >>> import minigan as mg
     >>> mg.optim.Curve("linear", lr=0.1, steps=100)(50)
@@ -59,6 +63,7 @@ class Curve:
     lr: float
     steps: int = 1
     begin: float = 0.0
+    end: float = 0.0
 
     def __post_init__(self) -> None:
         if self.name not in _CURVES:
@@ -68,12 +73,13 @@ class Curve:
             lr=(self.lr, 0.0, math.inf),
             steps=(self.steps, 1, math.inf),
             begin=(self.begin, 0.0, 1.0),
+            end=(self.end, SMALLEST if self.name == "exponential" else 0.0, 1.0),
         )
 
     def __call__(self, step: int) -> float:
         """The rate of the update that `step` updates precede."""
         done = (step / self.steps - self.begin) / (1.0 - self.begin)
-        return self.lr * _CURVES[self.name](min(max(done, 0.0), 1.0))
+        return self.lr * _CURVES[self.name](min(max(done, 0.0), 1.0), self.end)
 
 
 def constant(lr: float) -> Curve:
@@ -87,19 +93,19 @@ def constant(lr: float) -> Curve:
     return Curve("constant", lr)
 
 
-def linear(lr: float, steps: int, begin: float = 0.0) -> Curve:
-    """`lr` until step begin · steps, then falling linearly to 0 at `steps`; 0 after that.
+def linear(lr: float, steps: int, begin: float = 0.0, end: float = 0.0) -> Curve:
+    """`lr` until step begin · steps, then falling linearly to lr · end at `steps`, where it stays.
 
     >>> import minigan as mg
     >>> rate = mg.optim.linear(0.1, steps=100, begin=0.5)
     >>> rate(0), rate(50), rate(75), rate(100)
     (0.1, 0.1, 0.05, 0.0)
     """
-    return Curve("linear", lr, steps, begin)
+    return Curve("linear", lr, steps, begin, end)
 
 
-def cosine(lr: float, steps: int, begin: float = 0.0) -> Curve:
-    """As `linear`, along half a cosine: lr · (1 + cos π s) / 2 (Loshchilov and Hutter 2017, eq. 5).
+def cosine(lr: float, steps: int, begin: float = 0.0, end: float = 0.0) -> Curve:
+    """As `linear`, along half a cosine: lr · (end + (1 - end) (1 + cos π s) / 2) (Loshchilov and Hutter 2017, eq. 5).
 
     s goes from 0 at step begin · steps to 1 at `steps`.
 
@@ -108,7 +114,18 @@ def cosine(lr: float, steps: int, begin: float = 0.0) -> Curve:
     >>> rate(0), rate(50), rate(100)
     (0.1, 0.05, 0.0)
     """
-    return Curve("cosine", lr, steps, begin)
+    return Curve("cosine", lr, steps, begin, end)
+
+
+def exponential(lr: float, steps: int, begin: float = 0.0, end: float = 1e-3) -> Curve:
+    """As `linear`, by equal factors: lr · end^s, s from 0 at step begin · steps to 1 at `steps`.
+
+    >>> import minigan as mg
+    >>> rate = mg.optim.exponential(0.5, steps=100, end=0.01)
+    >>> [round(rate(step), 6) for step in (0, 50, 100, 200)]
+    [0.5, 0.05, 0.005, 0.005]
+    """
+    return Curve("exponential", lr, steps, begin, end)
 
 
 # The updates. In all of them `decay` is lr · weight_decay. A moment loses the share that what is new takes: two
@@ -161,6 +178,15 @@ def _adam(
     return p - (rate * m / (fm.sqrt(unbias * v) + eps) + decay * p), m, v
 
 
+# Formulas as functions of tensors, with derivatives. The root of 0 has none; what is added is far below any eps.
+_OF_TENSORS = types.SimpleNamespace(minimum=minimum, maximum=maximum, sqrt=lambda x: sqrt(maximum(x, 1e-30)))
+
+
+@pointwise(donates=1, draws=_DRAWS)
+def _leap(p: Any, m: Any) -> Any:
+    return m + (m - p)
+
+
 class State:
     """What an optimiser remembers between updates.
 
@@ -191,6 +217,10 @@ class Optimizer:
         weight_decay: in each update a parameter also loses lr · weight_decay of itself, apart from the gradient
             (Loshchilov and Hutter 2019, Algorithm 2).
         clip_norm: gradients with a larger common norm are scaled down to it; `None` for no limit.
+        optimistic: each step s is made twice and the last one taken back, p ← p - 2 s_t + s_{t-1}, which expects the
+            next gradient to change as the last one did (Daskalakis et al. 2018, eq. 8 and Algorithm 1). Players that
+            would circle round the solution then go to it. The slot "base" is the sequence q ← q - s_t; the parameters,
+            where gradients are taken, are q + (q - the q before).
 
     A gradient element beyond ±9.2e18 counts as that in RMSProp and Adam: its square must be within float32.
     `ConfigError` for settings outside their range, here and where a schedule gives such a rate.
@@ -209,6 +239,7 @@ class Optimizer:
     _: KW_ONLY
     weight_decay: float = 0.0
     clip_norm: float | None = None
+    optimistic: bool = False
 
     names: ClassVar[tuple[str, ...]]  # of the slots
     rule: ClassVar[Primitive]
@@ -241,12 +272,13 @@ class Optimizer:
 
     def init(self, parameters: Mapping[str, Tensor]) -> State:
         """The state before the first update: zeros in the shapes and dtypes of the parameters."""
-        return State(
-            {
-                slot: {name: Tensor(np.zeros_like(p.array)) for name, p in parameters.items()}
-                for slot in self.names
-            }
-        )
+        slots = {
+            slot: {name: Tensor(np.zeros_like(p.array)) for name, p in parameters.items()}
+            for slot in self.names
+        }
+        if self.optimistic:
+            slots["base"] = {name: Tensor(p.array.copy()) for name, p in parameters.items()}
+        return State(slots)
 
     def update(
         self,
@@ -272,10 +304,52 @@ class Optimizer:
         attributes = dict(zip(self.varying, numbers, strict=True)) | self._constants()
         if self.clip_norm is not None:
             gradients = clip_by_global_norm(gradients, self.clip_norm)
-        slots = list(state.slots.values())
+        slots = [state.slots[slot] for slot in self.names]
         for (name, p), g in zip(parameters.items(), gradients, strict=True):
-            apply(self.rule, p, *[slot[name] for slot in slots], g, **attributes)
+            moved = p
+            if self.optimistic:
+                moved = state.slots["base"][name]
+                apply(ASSIGN, p, moved)
+            apply(self.rule, moved, *[slot[name] for slot in slots], g, **attributes)
+            if self.optimistic:
+                apply(_leap, p, moved)
         host(state.count)
+
+    def ahead(
+        self,
+        parameters: Mapping[str, Tensor],
+        gradients: Sequence[Tensor],
+        slots: Mapping[str, Mapping[str, Tensor]],
+        number: Callable[[], int],
+        rate: Callable[[], float],
+    ) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
+        """The update as a function: the parameters and slots after update number `number()`, from 1.
+
+        Nothing is overwritten, and the results can be derived for all that goes in. A step of an optimistic optimiser
+        is the plain one.
+
+        >>> import minigan as mg
+        >>> sgd, w, g = mg.optim.SGD(0.5), mg.tensor([1.0]), mg.tensor([3.0])
+        >>> moved, _ = sgd.ahead({"w": w}, [g], sgd.init({"w": w}).slots, lambda: 1, lambda: 0.5)
+        >>> moved["w"].numpy(), mg.grad(moved["w"].sum(), g)[0].numpy()
+        (array([-0.5], dtype=float32), array([-0.5], dtype=float32))
+        """
+        if self.clip_norm is not None:
+            gradients = clip_by_global_norm(gradients, self.clip_norm)
+        dtype = next(iter(parameters.values())).dtype
+        varying = Tensor(host(lambda: np.array(self._numbers(rate(), number()), dtype)))
+        attributes = {name: varying[k] for k, name in enumerate(self.varying)} | self._constants()
+        formula = self.rule.formula.function
+        step = types.FunctionType(formula.__code__, {"fm": _OF_TENSORS}, formula.__name__)
+        step.__kwdefaults__ = formula.__kwdefaults__
+        results = {
+            name: step(p, *[slots[slot][name] for slot in self.names], g, **attributes)
+            for (name, p), g in zip(parameters.items(), gradients, strict=True)
+        }
+        after = {
+            slot: {name: x[k] for name, x in results.items()} for k, slot in enumerate(("p", *self.names))
+        }
+        return after.pop("p"), after
 
 
 @dataclass(frozen=True, eq=False)
@@ -381,10 +455,10 @@ def clip_by_global_norm(gradients: Sequence[Tensor], limit: float) -> list[Tenso
         raise ConfigError(f"clip_by_global_norm: limit is {limit}, expected a finite number above 0")
     if not gradients:
         return []
-    with no_grad():
+    with no_grad():  # as to derivatives, the factor is a constant
         total = norm(stack([norm(g) for g in gradients]))
         scale = limit / maximum(total, limit)
-        return [g * scale.astype(g.dtype) for g in gradients]
+    return [g * scale.astype(g.dtype) for g in gradients]
 
 
 # Averages of weights

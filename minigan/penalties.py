@@ -10,20 +10,25 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from minigan.errors import ConfigError, ShapeError
 from minigan.ops import Stream, mean, norm, reshape, std
 from minigan.tape import grad, no_grad
 from minigan.tensor import Tensor
+from minigan.trace import host
 
 Discriminator = Callable[[Tensor], Tensor]
+Weight = float | Callable[[int], float]
 
 
 @dataclass(frozen=True, eq=False)
 class Penalty:
     """A penalty with its weight: a scalar tensor from what the discriminator's step has at hand.
 
-    `penalty(discriminator, real, fake, real_logits, fake_logits, random)`: the batches (N, ...) that the
-    logits (N, 1) were computed from, and a stream for penalties that draw points of their own.
+    `penalty(discriminator, real, fake, real_logits, fake_logits, random, step)`: the batches (N, ...) that the
+    logits (N, 1) were computed from, a stream for penalties that draw points of their own, and what tells the step of
+    the game to a weight that is a schedule, such as those of `minigan.optim`.
 
     >>> import minigan as mg
     >>> x = mg.tensor([[3.0, 4.0]])
@@ -33,15 +38,20 @@ class Penalty:
     """
 
     name: str
-    weight: float
+    weight: Weight
     compute: Callable[[Discriminator, Tensor, Tensor, Tensor, Tensor, Stream], Tensor]
     settings: Mapping[str, float] = field(
         default_factory=dict
     )  # besides the weight, by the names of its function
 
     def __post_init__(self) -> None:
-        if not 0 <= self.weight < math.inf:
-            raise ConfigError(f"{self.name}: weight {self.weight} is not a finite number from 0")
+        self._at(0)
+
+    def _at(self, step: int) -> float:
+        weight = self.weight(step) if callable(self.weight) else self.weight
+        if not 0 <= weight < math.inf:
+            raise ConfigError(f"{self.name}: weight {weight} is not a finite number from 0")
+        return weight
 
     def __call__(
         self,
@@ -51,12 +61,17 @@ class Penalty:
         real_logits: Tensor,
         fake_logits: Tensor,
         random: Stream,
+        step: Callable[[], int] = lambda: 0,
     ) -> Tensor:
         """The weighted penalty, a scalar."""
-        return self.compute(discriminator, real, fake, real_logits, fake_logits, random) * self.weight
+        penalty = self.compute(discriminator, real, fake, real_logits, fake_logits, random)
+        if not callable(self.weight):
+            return penalty * self.weight
+        dtype = penalty.dtype  # a function that held the tensor would keep its graph
+        return penalty * Tensor(host(lambda: np.array(self._at(step()), dtype)))
 
     def __repr__(self) -> str:
-        return f"{self.name}({self.weight:g})"
+        return f"{self.name}({self.weight if callable(self.weight) else format(self.weight, 'g')})"
 
 
 def _half_squared_gradient(logits: Tensor, x: Tensor) -> Tensor:
@@ -71,10 +86,11 @@ def _slope_from_one(discriminator: Discriminator, x: Tensor) -> Tensor:
     return mean((norm(reshape(gx, (x.shape[0], -1)), axis=1) - 1.0) ** 2)
 
 
-def r1(gamma: float) -> Penalty:
+def r1(gamma: Weight) -> Penalty:
     """γ/2 · E |∇D(x)|² over real samples (Mescheder, Geiger and Nowozin 2018, eq. 9).
 
-    `ConfigError`, as from all of these, for a weight that is negative or not finite.
+    The weight, as of all of these, is a number or a function that gives it from the step; `ConfigError` for one that is
+    negative or not finite.
 
     >>> import minigan as mg
     >>> critic = lambda x: (x * x).sum(axis=1, keepdims=True)  # its gradient is 2 x
@@ -89,7 +105,7 @@ def r1(gamma: float) -> Penalty:
     )
 
 
-def r2(gamma: float) -> Penalty:
+def r2(gamma: Weight) -> Penalty:
     """γ/2 · E |∇D(x)|² over generated samples (Mescheder, Geiger and Nowozin 2018, eq. 10).
 
     >>> import minigan as mg
@@ -105,7 +121,7 @@ def r2(gamma: float) -> Penalty:
     )
 
 
-def wgan_gp(weight: float = 10.0) -> Penalty:
+def wgan_gp(weight: Weight = 10.0) -> Penalty:
     """λ · E (|∇D(x̂)| - 1)² at x̂ = u x + (1 - u) G(z), u ~ U(0, 1) (Gulrajani et al. 2017, eq. 3).
 
     `ShapeError`, when called, for real and generated batches of different shapes.
@@ -129,7 +145,7 @@ def wgan_gp(weight: float = 10.0) -> Penalty:
     return Penalty("wgan_gp", weight, compute)
 
 
-def dragan(weight: float = 10.0, scale: float = 0.5) -> Penalty:
+def dragan(weight: Weight = 10.0, scale: float = 0.5) -> Penalty:
     """λ · E (|∇D(x + u δ)| - 1)² around real samples (Kodali et al. 2017, Algorithm 1).
 
     δ is uniform between 0 and `scale` standard deviations of the batch in every element, and u ~ U(0, 1) per

@@ -157,7 +157,10 @@ def adjusted(
     whole["data"] |= data or {}
     steps = whole["training"]["steps"]
     whole["training"] |= training or {}
-    for rate in (whole["noise"], *(optimizer["lr"] for optimizer in optimizers)):
+    rates = [optimizer["lr"] for optimizer in optimizers] + [
+        penalty["weight"] for penalty in whole["penalty"]
+    ]
+    for rate in (whole["noise"], *rates):
         if isinstance(rate, dict) and rate["steps"] == steps:
             rate["steps"] = whole["training"]["steps"]
     for optimizer in optimizers if lr is not None else ():

@@ -17,7 +17,7 @@ import numpy as np
 
 from minigan import losses, models, optim, penalties
 from minigan.errors import ConfigError
-from minigan.game import UPDATES, Game
+from minigan.game import UPDATES, Game, packed
 from minigan.guard import POLICIES
 from minigan.nn import Module, init as initializers
 from minigan.ops import Stream
@@ -46,7 +46,7 @@ _MODELS = {
 }
 _PENALTIES = _by_name(penalties.r1, penalties.r2, penalties.wgan_gp, penalties.dragan)
 _OPTIMIZERS = _by_name(optim.SGD, optim.RMSProp, optim.Adam)
-_SCHEDULES = dict.fromkeys(_by_name(optim.constant, optim.linear, optim.cosine), Curve)
+_SCHEDULES = dict.fromkeys(_by_name(optim.constant, optim.linear, optim.cosine, optim.exponential), Curve)
 _INITIALIZERS = _by_name(
     initializers.glorot_uniform,
     initializers.glorot_normal,
@@ -115,7 +115,10 @@ def _fields(function: Callable[..., Any]) -> dict[str, Field]:
     return found
 
 
-_OF_GAME = ("loss", "ema", "d_steps", "update", "share_fake", "smoothing", "noise")
+_OF_GAME = (
+    *("loss", "ema", "d_steps", "update", "share_fake", "smoothing", "noise"),
+    *("consensus", "unroll", "pack", "feature_matching", "augment"),
+)
 _GAN: dict[str, Field] = {
     "seed": (int, 0),
     "latent": (_Names("latent", LATENTS), "uniform"),
@@ -244,14 +247,41 @@ def check(config: Mapping[str, Any], shape: Sequence[int] | None = None) -> Tabl
             defaults[key] = value
     for who in _MODELS:
         checked[who] = _called(who, checked[who], "model", _MODELS[who], **plain(defaults))
+    made, taken = (checked[who]["shape"] for who in _MODELS)
+    if made == taken and checked["pack"] > 1:  # what is given once, for both, is the shape of one sample
+        checked["discriminator"]["shape"] = list(packed(tuple(made), checked["pack"]))
     checked["discriminator_optimizer"] = checked["discriminator_optimizer"] or checked["optimizer"]
     for who in ("optimizer", "discriminator_optimizer"):
         checked[who] = _called(who, checked[who], "optimizer", _OPTIMIZERS, steps=training["steps"])
     checked["penalty"] = [
-        _called(f"penalty {i}", each, "penalty", _PENALTIES) for i, each in enumerate(checked["penalty"], 1)
+        _called(f"penalty {i}", each, "penalty", _PENALTIES, steps=training["steps"])
+        for i, each in enumerate(checked["penalty"], 1)
     ]
     data = {k: v for k, v in _filled("data", checked["data"], _DATA).items() if v is not None}
     return checked | {"training": training, "data": data}
+
+
+def completed(config: Mapping[str, Any]) -> Table:
+    """The settings of a run with those that its version of minigan did not know, as they were then: the defaults."""
+    whole = {name: plain(default) for name, (_, default) in _GAN.items() if default is not REQUIRED} | dict(
+        config
+    )
+    for who in _MODELS:
+        whole[who] = {"classes": NONE} | whole[who]
+    for who in ("optimizer", "discriminator_optimizer"):
+        whole[who] = _with_defaults(whole[who], _OPTIMIZERS)
+    for rate in (whole, *(whole[who] for who in ("optimizer", "discriminator_optimizer"))):
+        for name in {"lr", "noise"} & rate.keys():
+            rate[name] = _with_defaults(rate[name], _SCHEDULES)
+    return whole
+
+
+def _with_defaults(given: Any, functions: Mapping[str, Callable[..., Any]]) -> Any:
+    """The table of a function with the defaults that it lacks; anything else as it is."""
+    if not isinstance(given, dict) or given.get("name") not in functions:
+        return given
+    known = _fields(functions[given["name"]])
+    return {name: default for name, (_, default) in known.items() if default is not REQUIRED} | given
 
 
 def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> Table:
@@ -347,11 +377,12 @@ def build_optimizer(config: Mapping[str, Any]) -> Optimizer:
 
 
 def describe_penalty(penalty: Penalty) -> Table:
-    """The penalty's function and its numbers."""
-    return {"name": penalty.name, "weight": penalty.weight, **penalty.settings}
+    """The penalty's function and its numbers, with a schedule as a table of its own."""
+    return {"name": penalty.name, "weight": describe_rate(penalty.weight), **penalty.settings}
 
 
 def build_penalty(config: Mapping[str, Any]) -> Penalty:
     """A penalty from what `describe_penalty` gave."""
     settings = _called("penalty", plain(config), "penalty", _PENALTIES)
-    return _PENALTIES[settings.pop("name")](settings.pop("weight"), **settings)  # type: ignore[no-any-return]
+    weight = build_rate(settings.pop("weight"))
+    return _PENALTIES[settings.pop("name")](weight, **settings)  # type: ignore[no-any-return]

@@ -12,7 +12,7 @@ from minigan import checkpoint, program, report, settings, state
 from minigan.backend import Array, one_blas_thread
 from minigan.data import Batches
 from minigan.errors import CheckpointError, ConfigError
-from minigan.game import Game
+from minigan.game import Game, packed
 from minigan.losses import Loss
 from minigan.nn import Module
 from minigan.ops.random import Stream
@@ -60,7 +60,8 @@ class GAN:
         loss: a name in `minigan.losses.table`, or a record of one's own.
         penalty: one of `minigan.penalties`, or several.
         optimizer: the generator's, and the discriminator's unless it has its own; by default Adam at 1e-3, b1 = 0.5.
-        ema, d_steps, update, share_fake, smoothing, noise: as for `minigan.Game`.
+        ema, d_steps, update, share_fake, smoothing, noise, consensus, unroll, pack, feature_matching, augment: as for
+            `minigan.Game`.
         latent: what latents are drawn from, "uniform" in (-1, 1) or "normal" (0, 1).
         seed: of latents, batches, noise; the networks' weights have seeds of their own.
 
@@ -93,15 +94,15 @@ class GAN:
         share_fake: bool = False,
         smoothing: float = 0.0,
         noise: float | Callable[[int], float] = 0.0,
+        consensus: float = 0.0,
+        unroll: int = 0,
+        pack: int = 1,
+        feature_matching: float = 0.0,
+        augment: str = "",
         latent: str = "uniform",
         seed: int = 0,
     ) -> None:
         self._sampler = Sampler(generator, latent)
-        shapes = [tuple(network.shape) for network in (generator, discriminator) if hasattr(network, "shape")]
-        if len(set(shapes)) > 1:
-            raise ConfigError(
-                f"the generator makes samples of {shapes[0]}, the discriminator takes {shapes[1]}"
-            )
         of_classes = [getattr(network, "classes", None) for network in (generator, discriminator)]
         if of_classes[0] != of_classes[1]:
             raise ConfigError(
@@ -123,7 +124,24 @@ class GAN:
             share_fake=share_fake,
             smoothing=smoothing,
             noise=noise,
+            consensus=consensus,
+            unroll=unroll,
+            pack=pack,
+            feature_matching=feature_matching,
+            augment=augment,
         )
+        made, taken = packed(self._sampler.shape, pack), getattr(discriminator, "shape", None)
+        if taken is not None and tuple(taken) != made:
+            by = f", packed by {pack}: {made}" if pack > 1 else ""
+            raise ConfigError(
+                f"the generator makes samples of {self._sampler.shape}{by}, the discriminator takes {tuple(taken)}"
+            )
+        if augment and len(self._sampler.shape) != 3:
+            raise ConfigError(
+                f"augment is {augment!r}: it is for images (H, W, C), not for samples of {self._sampler.shape}"
+            )
+        if pack > 1 and of_classes[0] is not None:
+            raise ConfigError(f"pack is {pack}: the samples of a pack would be of several classes")
         self.ema = ema
         self._noise, self._prior = Stream(seed, "noise"), Stream(seed, "latent")
 
@@ -336,6 +354,11 @@ class GAN:
             "share_fake": game.share_fake,
             "smoothing": game.smoothing,
             "noise": settings.describe_rate(game.noise),
+            "consensus": game.consensus,
+            "unroll": game.unroll,
+            "pack": game.pack,
+            "feature_matching": game.feature_matching,
+            "augment": game.augment,
             "generator": settings.describe_network(game.generator),
             "discriminator": settings.describe_network(game.discriminator),
             "optimizer": settings.describe_optimizer(self.optimizer),
@@ -357,9 +380,8 @@ def data_digest(samples: Array, labels: Array | None = None) -> str:
 def _decisive(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that decide the bits of a run, however long it is and whatever is written of it."""
     data = {key: config["data"][key] for key in ("shape", "dtype", "sha256")}
-    # The files of the first versions say nothing of classes.
-    networks = {who: {"classes": settings.NONE, **config[who]} for who in ("generator", "discriminator")}
-    return {**config, **networks, "training": {"batch": config["training"]["batch"]}, "data": data}
+    # The files of earlier versions say nothing of what was not there yet.
+    return {**settings.completed(config), "training": {"batch": config["training"]["batch"]}, "data": data}
 
 
 def _say(text: str) -> None:

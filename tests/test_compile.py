@@ -37,7 +37,7 @@ def plain():
 
 def game(dropout: bool = False, **settings: Any) -> mg.GAN:
     generator = mg.models.mlp_generator(3, (5,), (3, 3, 1))
-    discriminator = mg.models.mlp_discriminator((3, 3, 1), (6,))
+    discriminator = mg.models.mlp_discriminator((3, 3, settings.get("pack", 1)), (6,))
     if dropout:
         discriminator.layers.insert(2, mg.nn.Dropout(0.3))
     return mg.GAN(generator, discriminator, **settings)
@@ -72,9 +72,19 @@ GAMES: dict[str, dict[str, Any]] = {
     "dropout": {"dropout": True},
     "sgd": {"optimizer": mg.optim.SGD(mg.optim.linear(0.1, 10), momentum=0.9, nesterov=True)},
     "rmsprop, clipped": {"optimizer": mg.optim.RMSProp(1e-3, clip_norm=0.1)},
+    "extragradient": {"update": "extragradient", "penalty": P.r1(0.1)},
+    "consensus": {"update": "simultaneous", "consensus": 0.5, "penalty": P.r1(0.1)},
+    "consensus, extragradient": {"update": "extragradient", "consensus": 0.5, "share_fake": True},
+    "optimistic": {"optimizer": mg.optim.Adam(1e-2, b1=0.5, optimistic=True)},
+    "unrolled": {"unroll": 2, "penalty": P.r1(0.1)},
+    "unrolled, momentum": {"unroll": 1, "optimizer": mg.optim.SGD(mg.optim.linear(0.1, 9), momentum=0.9)},
+    "packed": {"pack": 2, "loss": "relativistic"},
+    "feature matching": {"feature_matching": 1.0, "loss": "relativistic"},
+    "augmented": {"augment": "brightness,translation,cutout", "penalty": P.r1(0.1)},
+    "penalty by schedule": {"penalty": P.r1(mg.optim.exponential(0.5, 10, end=0.01))},
     "adamw": {"optimizer": mg.optim.Adam(mg.optim.cosine(1e-3, 50), weight_decay=0.1, clip_norm=0.1)},
 }
-QUICK = ("default", "wgan_gp", "simultaneous", "dropout", "mixed")
+QUICK = ("default", "wgan_gp", "simultaneous", "dropout", "mixed", "consensus, extragradient", "unrolled", "augmented")
 
 
 def played(gan: mg.GAN, step: Any, steps: int = 3) -> list[dict[str, np.ndarray]]:

@@ -358,6 +358,14 @@ def test_recording_switched_off_by_the_caller_does_not_matter() -> None:
         ({"noise": -1.0}, r"noise is -1\.0 at step 0"),
         ({"noise": lambda step: math.nan}, "noise is nan"),
         ({"ema": 1.0}, r"EMA: decay is 1\.0"),
+        ({"unroll": -1}, "unroll is -1, expected an integer from 0"),
+        ({"pack": 0}, "pack is 0, expected an integer from 1"),
+        ({"pack": True}, "pack is True"),
+        ({"consensus": math.inf}, "consensus is inf"),
+        ({"consensus": 1.0}, r"consensus is 1\.0: it needs the update simultaneous or extragradient"),
+        ({"consensus": 1.0, "unroll": 1, "update": "simultaneous"}, "use one of them"),
+        ({"feature_matching": -1.0}, r"feature_matching is -1\.0"),
+        ({"augment": "rotation"}, "augment: 'rotation' does not exist; there are brightness, translation, cutout"),
     ],
 )
 def test_bad_settings_are_named(settings: dict[str, Any], message: str) -> None:

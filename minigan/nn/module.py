@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import numpy as np
@@ -139,6 +140,44 @@ def forward(
     if labels is not None and isinstance(module, Conditional):
         return module(x, train=train, random=random, labels=labels)
     return module(x, train=train, random=random)
+
+
+@contextmanager
+def substituted(module: Module, tensors: Mapping[int, Tensor]) -> Iterator[None]:
+    """Let the module compute with other tensors, given by the `id` of those that they stand for, in the block.
+
+    >>> import minigan as mg
+    >>> layer = mg.nn.Dense(1, 1, bias=False, stream=mg.ops.Stream(0, "docs"))
+    >>> with substituted(layer, {id(layer.weight): mg.tensor([[3.0]])}):
+    ...     layer(mg.tensor([[2.0]])).numpy()
+    array([[6.]], dtype=float32)
+    """
+    before: list[tuple[Module, dict[str, Any]]] = []
+    try:
+        if tensors:
+            _substitute(module, tensors, before)
+        yield
+    finally:
+        for each, attributes in before:
+            vars(each).update(attributes)
+
+
+def _substitute(
+    value: Any, tensors: Mapping[int, Tensor], before: list[tuple[Module, dict[str, Any]]]
+) -> Any:
+    """The value with other tensors in it; modules are changed in place, and what they had is added to `before`."""
+    if isinstance(value, Module):
+        if not any(value is module for module, _ in before):
+            before.append((value, dict(vars(value))))
+            vars(value).update(
+                {name: _substitute(each, tensors, before) for name, each in vars(value).items()}
+            )
+        return value
+    if isinstance(value, dict):
+        return {key: _substitute(each, tensors, before) for key, each in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_substitute(each, tensors, before) for each in value)
+    return tensors.get(id(value), value)
 
 
 def required_labels(module: Module, x: Tensor, labels: Tensor | None) -> Tensor:

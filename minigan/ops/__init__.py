@@ -8,6 +8,7 @@ from minigan.ops.attention import (
     embedding as embedding,
     scaled_dot_product_attention as scaled_dot_product_attention,
 )
+from minigan.ops.augment import augment as augment
 from minigan.ops.conv import (
     conv as conv,
     conv_transpose as conv_transpose,

@@ -12,7 +12,9 @@ from minigan.tensor import Tensor, TensorLike, lift
 from minigan.trace import state
 
 
-def _infer(x: Array, w: Array, b: Array) -> Sequence[Spec]:
+# The bias comes first, as its derivative does in x W + b: so the cotangents that a second derivative adds up stand in the
+# same order, and have the same bits.
+def _infer(b: Array, x: Array, w: Array) -> Sequence[Spec]:
     specs = MATMUL.infer(x, w, False, False)
     if w.ndim != 2 or b.shape != w.shape[1:]:
         raise ShapeError(f"affine: weights of shape {w.shape} and a bias of shape {b.shape} do not fit")
@@ -21,7 +23,7 @@ def _infer(x: Array, w: Array, b: Array) -> Sequence[Spec]:
     return specs
 
 
-def _kernel(outs: Sequence[Array], x: Array, w: Array, b: Array) -> None:
+def _kernel(outs: Sequence[Array], b: Array, x: Array, w: Array) -> None:
     MATMUL.kernel(outs, x, w, False, False)  # type: ignore[misc]
     np.add(outs[0], b, out=outs[0])
 
@@ -30,16 +32,16 @@ _affine = Primitive(
     "affine",
     _infer,
     kernel=_kernel,
-    vjp=lambda gy, y, x, w, b: (
+    vjp=lambda gy, y, b, x, w: (
+        lambda: unbroadcast(gy, b.shape),
         lambda: apply(MATMUL, gy, w, ta=False, tb=True),
         lambda: apply(MATMUL, x, gy, ta=True, tb=False),
-        lambda: unbroadcast(gy, b.shape),
     ),
-    reference=lambda x, w, b: x @ w + b,
+    reference=lambda b, x, w: x @ w + b,
     smooth=True,
-    flops=lambda x, w, b: (2 * w.shape[0] + 1) * x.shape[0] * w.shape[1],
+    flops=lambda b, x, w: (2 * w.shape[0] + 1) * x.shape[0] * w.shape[1],
     samples=tuple(
-        Sample((Input((n, k)), Input((k, m)), Input((m,))))
+        Sample((Input((m,)), Input((n, k)), Input((k, m))))
         for n, k, m in ((2, 3, 4), (1, 1, 1), (0, 2, 3), (3, 0, 2))
     ),
 )
@@ -58,4 +60,4 @@ def affine(x: TensorLike, w: TensorLike, b: TensorLike) -> Tensor:
     x, w, b = lift(x), lift(w), lift(b)
     one_call = x.ndim == w.ndim == 2 and b.shape == w.shape[1:] and x.dtype == w.dtype == b.dtype
     # A program is told of both operations: it joins the second, and what follows, to the product by itself.
-    return apply(_affine, x, w, b) if one_call and state.recorder is None else x @ w + b
+    return apply(_affine, b, x, w) if one_call and state.recorder is None else x @ w + b
