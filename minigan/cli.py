@@ -111,6 +111,14 @@ def train(
         int | None, _option("Of all random numbers; the same seed, the same run.", least=0)
     ] = None,
     lr: Annotated[float | None, _option("Learning rate of both players at the start.")] = None,
+    given: Annotated[
+        list[str] | None,
+        _option(
+            "Any setting of config.toml, such as loss=hinge, unroll=5 or optimizer.b1=0.9.",
+            "--set",
+            metavar="KEY=VALUE",
+        ),
+    ] = None,
     conditional: Annotated[
         bool, _option("Learn the classes too, so that samples can be of one.", "--conditional")
     ] = False,
@@ -131,6 +139,7 @@ def train(
     backend.device_name(None if device == "auto" else device)
     _not_empty(PRESET=preset, data=source, data_dir=data_dir, out=out, resume=resume)
     name, table = _settings(preset, out, resume, source)
+    table = presets.assigned(table, given or ())
     plan: dict[str, Any] = {"steps": steps, "batch": batch, "on_nonfinite": on_nonfinite}
     plan |= {"sample_every": sample_every, "save_every": save_every}
     where = _given({"source": source, "data_dir": data_dir, "size": size, "channels": channels})
@@ -138,8 +147,8 @@ def train(
     config = presets.adjusted(table, **changes)
     # As given: settings hold texts, and a path need not be one.
     found = _read(name, {key: config["data"].get(key) for key in presets.SOURCE} | where)
-    if table == presets.table("images") and found.samples.ndim == 2:
-        name, table = "points", presets.table("points")
+    if name == "images" and not resume and found.samples.ndim == 2:
+        name, table = "points", presets.assigned(presets.table("points"), given or ())
     classes = _classes(found) if conditional else None
     config = presets.adjusted(table, **changes, shape=found.samples.shape[1:], classes=classes)
     makes_points = config["generator"].get("output", "") is None and len(config["generator"]["shape"]) == 1

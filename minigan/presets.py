@@ -1,5 +1,6 @@
 """Configurations by name, and those of users' own files: tables as in the `config.toml` of a run."""
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -121,7 +122,7 @@ def config(name: str, **changes: Any) -> dict[str, Any]:
 
     >>> from minigan import presets
     >>> presets.config("digits", training={"steps": 100})["optimizer"]["lr"]
-    {'name': 'linear', 'lr': 0.003, 'steps': 100, 'begin': 0.5}
+    {'name': 'linear', 'lr': 0.003, 'steps': 100, 'begin': 0.5, 'end': 0.0}
     """
     return adjusted(table(name), **changes)
 
@@ -173,6 +174,35 @@ def adjusted(
         if classes is not None:
             network["classes"] = classes
     return settings.check(whole | ({} if seed is None else {"seed": seed}))
+
+
+def assigned(config: Mapping[str, Any], given: Sequence[str]) -> dict[str, Any]:
+    """The configuration with some settings in the way of TOML's dotted keys, `KEY=VALUE`; a bare word is a text.
+
+    Raises `ConfigError` for a text that is none; whether there are such settings is `settings.check`'s to say.
+
+    >>> from minigan import presets
+    >>> presets.assigned(presets.table("digits"), ["loss=hinge", "optimizer.b1=0.9"])["optimizer"]["b1"]
+    0.9
+    """
+    import tomllib
+
+    merged = dict(config)
+    for text in given:
+        key, sign, value = text.partition("=")
+        table: Any = None
+        for written in (value, json.dumps(value.strip())) if sign else ():
+            try:
+                table = tomllib.loads(f"{key} = {written}")
+                break
+            except tomllib.TOMLDecodeError:
+                continue
+        if not table:
+            raise ConfigError(
+                f"{text!r} is no setting: expected KEY=VALUE, such as loss=hinge or optimizer.b1=0.9"
+            )
+        merged = settings.merge(merged, table)
+    return merged
 
 
 def read(path: str) -> dict[str, Any]:

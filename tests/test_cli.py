@@ -98,7 +98,7 @@ def test_options_reach_the_run() -> None:
     assert config["training"]["on_nonfinite"] == "skip" and config["data"]["source"] == "digits"
     assert config["seed"] == config["generator"]["seed"] == config["discriminator"]["seed"] == 3
     for who in ("optimizer", "discriminator_optimizer"):
-        assert config[who]["lr"] == {"name": "linear", "lr": 0.01, "steps": 7, "begin": 0.5}
+        assert config[who]["lr"] == {"name": "linear", "lr": 0.01, "steps": 7, "begin": 0.5, "end": 0.0}
     assert sorted(os.listdir("x/samples")) == [f"step_00000{step}.png" for step in (0, 4, 7)]
     # The last three, and the best if that is the fourth.
     assert {path.name for path in Path("x/checkpoints").iterdir()} >= {
@@ -119,6 +119,28 @@ def test_the_configuration_of_a_run_repeats_it(run: str, capsys: pytest.CaptureF
     assert again[0] == again[1]
     first, second = (Path(folder, "config.toml").read_text() for folder in (run, "runs/digits"))
     assert first == second
+
+
+def test_any_setting_can_be_given(capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["update=extragradient", "optimizer.b1 = 0.9", 'penalty=[{name="r2",weight=0.2}]', "pack=2"]
+    assert cli.main(["train", "--steps", "2", *(text for each in given for text in ("--set", each))]) == 0
+    config = tomllib.loads(Path("runs/digits/config.toml").read_text())
+    assert (config["update"], config["optimizer"]["b1"], config["pack"]) == ("extragradient", 0.9, 2)
+    assert config["penalty"] == [{"name": "r2", "weight": 0.2}]
+    assert config["discriminator"]["shape"] == [8, 8, 2] and config["generator"]["shape"] == [8, 8, 1]
+    assert cli.main(["train", "--resume", "runs/digits"]) == 0
+    np.save("points.npy", np.random.default_rng(0).normal(size=(300, 3)))
+    assert cli.main(["train", "--data", "points.npy", "--steps", "2", "--set", "d_steps=2"]) == 0
+    assert tomllib.loads(Path("runs/points/config.toml").read_text())["d_steps"] == 2
+    capsys.readouterr()
+    for text, message in (
+        ("loss", "'loss' is no setting: expected KEY=VALUE"),
+        ("a b=1", "'a b=1' is no setting"),
+        ("unrol=5", "the configuration has no key 'unrol'; did you mean 'unroll'?"),
+        ("unroll=five", "unroll is 'five': expected an integer"),
+    ):
+        assert cli.main(["train", "--set", text]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_a_file_of_settings(capsys: pytest.CaptureFixture[str]) -> None:

@@ -365,7 +365,10 @@ def test_recording_switched_off_by_the_caller_does_not_matter() -> None:
         ({"consensus": 1.0}, r"consensus is 1\.0: it needs the update simultaneous or extragradient"),
         ({"consensus": 1.0, "unroll": 1, "update": "simultaneous"}, "use one of them"),
         ({"feature_matching": -1.0}, r"feature_matching is -1\.0"),
-        ({"augment": "rotation"}, "augment: 'rotation' does not exist; there are brightness, translation, cutout"),
+        (
+            {"augment": "rotation"},
+            "augment: 'rotation' does not exist; there are brightness, translation, cutout",
+        ),
     ],
 )
 def test_bad_settings_are_named(settings: dict[str, Any], message: str) -> None:

@@ -56,7 +56,7 @@ def test_seeds_shapes_and_steps_follow() -> None:
     assert whole["generator"]["seed"] == whole["discriminator"]["seed"] == 5
     assert whole["discriminator"]["shape"] == [3]
     assert whole["optimizer"] == whole["discriminator_optimizer"]
-    assert whole["optimizer"]["lr"] == whole["noise"] == {**curve, "steps": 70, "begin": 0.0}
+    assert whole["optimizer"]["lr"] == whole["noise"] == {**curve, "steps": 70, "begin": 0.0, "end": 0.0}
     config["generator"] = {"model": "mlp_generator", "seed": 6}
     config["discriminator"] = {"model": "mlp_discriminator"}
     whole = settings.check(config, shape=(2, 2, 1))
@@ -364,7 +364,7 @@ def test_changes_reach_what_follows_them() -> None:
     config = presets.config("digits", training={"steps": 90, "batch": 7}, seed=4, lr=0.5)
     assert (config["training"]["steps"], config["training"]["batch"]) == (90, 7)
     for who in ("optimizer", "discriminator_optimizer"):
-        assert config[who]["lr"] == {"name": "linear", "lr": 0.5, "steps": 90, "begin": 0.5}
+        assert config[who]["lr"] == {"name": "linear", "lr": 0.5, "steps": 90, "begin": 0.5, "end": 0.0}
     assert config["seed"] == config["generator"]["seed"] == config["discriminator"]["seed"] == 4
     again = presets.adjusted(config, training={"steps": 50}, seed=0)
     assert again["optimizer"]["lr"]["steps"] == 50 and again["generator"]["seed"] == 0

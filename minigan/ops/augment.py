@@ -29,8 +29,9 @@ def changes(policy: str) -> tuple[str, ...]:
 
 
 def augment(x: TensorLike, policy: str, random: Stream, span: float = 1.0) -> Tensor:
-    """Images (N, H, W, C), each changed at random; derivatives pass through (Zhao et al. 2020, "Differentiable
-    augmentation for data-efficient GAN training", §3 and their code).
+    """Images (N, H, W, C), each changed at random, with derivatives.
+
+    Zhao et al. 2020, "Differentiable augmentation for data-efficient GAN training", §3 and their code.
 
     Args:
         x: the images.

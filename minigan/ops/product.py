@@ -12,8 +12,8 @@ from minigan.tensor import Tensor, TensorLike, lift
 from minigan.trace import state
 
 
-# The bias comes first, as its derivative does in x W + b: so the cotangents that a second derivative adds up stand in the
-# same order, and have the same bits.
+# The bias comes first, as its derivative does in x W + b: so the cotangents that a second derivative adds up stand in
+# the same order, and have the same bits.
 def _infer(b: Array, x: Array, w: Array) -> Sequence[Spec]:
     specs = MATMUL.infer(x, w, False, False)
     if w.ndim != 2 or b.shape != w.shape[1:]:
