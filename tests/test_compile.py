@@ -81,6 +81,16 @@ GAMES: dict[str, dict[str, Any]] = {
     "packed": {"pack": 2, "loss": "relativistic"},
     "feature matching": {"feature_matching": 1.0, "loss": "relativistic"},
     "augmented": {"augment": "brightness,translation,cutout", "penalty": P.r1(0.1)},
+    "all remedies": {
+        "unroll": 1,
+        "pack": 2,
+        "augment": "translation",
+        "feature_matching": 0.5,
+        "optimizer": mg.optim.Adam(1e-2, b1=0.5, optimistic=True),
+        "penalty": P.r1(mg.optim.exponential(0.5, 10, end=0.01)),
+        "noise": mg.optim.linear(0.1, 10),
+        "update": "extragradient",
+    },
     "penalty by schedule": {"penalty": P.r1(mg.optim.exponential(0.5, 10, end=0.01))},
     "adamw": {"optimizer": mg.optim.Adam(mg.optim.cosine(1e-3, 50), weight_decay=0.1, clip_norm=0.1)},
 }
