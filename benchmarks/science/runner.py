@@ -17,7 +17,7 @@ from minigan.files import append, reason, replacing, shown
 
 Case = dict[str, Any]  # values of JSON that identify a run
 Row = dict[str, Any]  # a case and what was measured
-Kept = dict[str, Any]  # a line of the file: case, result, digest, seconds, machine, versions
+Kept = dict[str, Any]  # a line of the file: case, result, digest, seconds, cpu_seconds, machine, versions
 
 PARTS = ("ABOUT", "cases", "run", "table")
 
@@ -149,13 +149,14 @@ class Runner:
         for number, case in enumerate(self.cases, 1):
             if digest(case) in self.results.kept:
                 continue
-            load, begun = machine.load(), time.perf_counter()
+            load, begun, cpu = machine.load(), time.perf_counter(), time.process_time()
             result = self.study.run(dict(case), self.quick)
             kept = {
                 "case": case,
                 "result": result,
                 "digest": digest(case),
                 "seconds": round(time.perf_counter() - begun, 3),
+                "cpu_seconds": round(time.process_time() - cpu, 3),
                 "machine": about | {"load": load, "threads": os.environ.get("OMP_NUM_THREADS", "")},
                 "versions": _versions(),
             }
