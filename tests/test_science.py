@@ -1,8 +1,10 @@
 """The studies as a program: what is run again and what is not, damaged files, Ctrl-C, errors; each at a tiny size."""
 
+import doctest
 import json
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT))  # the package `benchmarks` is not installed
 
-from benchmarks.science import __main__ as program, runner  # noqa: E402
+from benchmarks.science import __main__ as program, figures, runner  # noqa: E402
 from benchmarks.science.figures import interval, markdown  # noqa: E402
 from minigan.data import find  # noqa: E402
 from minigan.errors import DataError  # noqa: E402
@@ -186,6 +188,13 @@ def test_intervals_are_standard_errors() -> None:
     assert interval([2.0, 4.0, 6.0, 8.0], ".3f") == "5.000 ± 1.291"  # √(20/3) / 2
     assert interval([7.0]) == "7.0"
     assert interval([]) == "–"
+
+
+@pytest.mark.parametrize("module", [figures, runner])
+def test_examples(module: ModuleType) -> None:
+    failed, tried = doctest.testmod(module)
+    assert tried > 0
+    assert failed == 0
 
 
 @pytest.mark.parametrize("name", STUDIES)

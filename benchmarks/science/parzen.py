@@ -156,8 +156,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         lines.append([name, numbers[0], widths, numbers[1], *times, len(of)])
     return (
         f"{markdown(lines)}\n\nOf a GAN: {ERRORS}, by averaged weights; each value is itself within about 1.5 nats, the"
-        " standard error over the test images, which is what the other rows give. A k-means has a higher likelihood than"
-        " real images (Theis et al. 2015, §4.2): the number compares methods of one kind, and not much more."
+        " standard error over the test images, which is what the other rows give. A k-means has a higher likelihood"
+        " than real images (Theis et al. 2015, §4.2): the number compares methods of one kind, and not much more."
     )
 
 

@@ -1,11 +1,13 @@
 """Stacked MNIST, a thousand modes, against a discriminator that is a quarter of the usual: for a part of the training.
 
-Metz and others 2017 ("Unrolled GAN"), §3.3.1, as Lin and others 2018 ("PacGAN") ran it for their Table 3, and their code:
-images of three random digits as three channels, in (-1, 1). G: z ~ N(0, I_256) → 4x4x64 → 7x7x32 → 14x14x16 → 28x28x8,
-batch norm and ReLU after each, 3x3 convolutions, and one more to 3 channels, tanh. D: 3x3 convolutions of stride 2 to 2,
-4 and 8 channels, batch norm and leaky ReLU of slope 0.3 after each, dense. Adam with b1 = 0.5 and b2 = 0.99, at 1e-4
-for G and 2e-4 for D, which see the same generated batch; batches of 128, and 500,000 of them, of which here is a part.
-25,600 samples, each channel read by a classifier of digits; divergence from the uniform distribution in nats.
+Metz and others 2017 ("Unrolled GAN"), §3.3.1, as Lin and others 2018 ("PacGAN") ran it for their Table 3, and their
+code: images of three random digits as three channels, in (-1, 1). G: z ~ N(0, I_256) → 4x4x64 → 7x7x32 → 14x14x16 →
+28x28x8, batch norm and ReLU after each, 3x3 convolutions, and one more to 3 channels, tanh. D: 3x3 convolutions of
+stride 2 to 2, 4 and 8 channels, batch norm and leaky ReLU of slope 0.3 after each, dense. Adam with b1 = 0.5 and
+b2 = 0.99, at 1e-4 for G and 2e-4 for D, which see the same generated batch; batches of 128, and 500,000 of them, of
+which here is a part. 25,600 samples, each channel read by a classifier of digits; divergence from the uniform
+distribution in nats. Other than theirs, the images are 128,000 that are drawn once, and samples are drawn with batch
+norm's running statistics.
 """
 
 import functools
@@ -93,7 +95,7 @@ def stacked(digits: Array, count: int, seed: int) -> Array:
 # To become a classifier of minigan.metrics as soon as there is one.
 @functools.cache
 def classifier(steps: int) -> tuple[Sequential, float]:
-    """A network of two convolutions that reads digits, trained in so many steps, and its accuracy on the test images."""
+    """A network of two convolutions that reads digits, after so many steps, and its accuracy on the test images."""
     data, test = mnist()
     stream = Stream(0, "classifier")
     net = Sequential(
@@ -193,8 +195,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     accuracy = 100 * float(np.mean([row["classifier_accuracy"] for row in rows]))
     return (
         f"{markdown(lines)}\n\n{ERRORS[0].upper()}{ERRORS[1:]}. Of the test digits the classifier reads"
-        f" {accuracy:.1f} % rightly; a perfect generator has 1,000 modes and a divergence of 0.02. A part of the training"
-        " is not the protocol: modes come and go on the way."
+        f" {accuracy:.1f} % rightly; a perfect generator has 1,000 modes and a divergence of 0.02. A part of the"
+        " training is not the protocol: modes come and go on the way."
     )
 
 
