@@ -79,11 +79,11 @@ PUBLISHED = {
 }
 GOAL = {"high_quality": 85.0, "least_share": 0.5}
 
-MINUTES = 4  # of a run, by the penalties two to six
+MINUTES = 3  # of a run on one core
 ABOUT = (
     "Methods against collapse on a ring of 8 and a grid of 25 Gaussians, with the networks, batch and iterations of"
     " Protocol B, beside Table 1 of VEEGAN (Srivastava et al. 2017) and of GDPP (Elfeki et al. 2019):"
-    f" {len(METHODS)} methods on each. On two cores a run takes about {MINUTES} minutes, and five seeds about"
+    f" {len(METHODS)} methods on each. On one core a run takes about {MINUTES} minutes, and five seeds about"
     f" {10 * len(METHODS) * MINUTES / 60:.0f} hours."
 )
 SIZES_G, SIZES_D = (256, 128, 128, 2), (2, 128, 128, 1)

@@ -19,10 +19,10 @@ PART = f"{100 * STEPS / OF:g} %"
 
 # Methods of the game itself, such as packing, are added here by the arguments of `mg.GAN` that choose them.
 METHODS: dict[str, dict[str, Any]] = {"GAN": {}}
-MINUTES = 2  # of a run
+MINUTES = 4  # of a run on one core
 ABOUT = (
     f"PacGAN's networks and optimiser on the ring and the grid, for {STEPS:,} of its {OF:,} updates ({PART}): not"
-    " Protocol A, but what comes of a fiftieth of it, beside Table 1 of PacGAN (Lin et al. 2018). On two cores a run"
+    " Protocol A, but what comes of a fiftieth of it, beside Table 1 of PacGAN (Lin et al. 2018). On one core a run"
     f" takes about {MINUTES} minutes, and five seeds about {10 * len(METHODS) * MINUTES} minutes."
 )
 

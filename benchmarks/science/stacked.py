@@ -200,10 +200,10 @@ def table(rows: list[dict[str, Any]]) -> str:
     )
 
 
-MINUTES = 3
+MINUTES = 5  # of a run on one core, at 60 ms a step
 ABOUT = (
     "The thousand modes of stacked MNIST against a discriminator of a quarter's size, beside Table 3 of PacGAN (Lin et"
-    f" al. 2018), for {STEPS:,} of its {OF:,} updates ({100 * STEPS / OF:g} %). On two cores a run takes about"
+    f" al. 2018), for {STEPS:,} of its {OF:,} updates ({100 * STEPS / OF:g} %). On one core a run takes about"
     f" {MINUTES} minutes, and five seeds about {5 * MINUTES * len(METHODS)} minutes; all updates would be"
     f" {MINUTES * OF / STEPS / 60:.0f} hours a run."
 )
