@@ -1,4 +1,4 @@
-"""What the studies of mixtures in the plane share: layers, training to the end or to a NaN, and what is measured."""
+"""What the studies of mixtures in the plane share: training to the end or to a NaN, and what is measured."""
 
 from collections.abc import Callable, Iterable
 from statistics import fmean
