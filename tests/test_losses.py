@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -19,6 +20,15 @@ STREAM = Stream(0, "test")
 
 def logistic(x: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-x))
+
+
+def discrepancy(r: np.ndarray, f: np.ndarray) -> float:
+    """E cos(t a) = e^(-a²/2) over t ~ N(0, 1), so the mean of |φ - ψ|² is one over all pairs of samples."""
+
+    def kernel(a: np.ndarray, b: np.ndarray) -> float:
+        return float(np.mean(np.exp(-((a - b.T) ** 2) / 2)))
+
+    return kernel(r, r) + kernel(f, f) - 2 * kernel(r, f)
 
 
 # What each player minimises, written with probabilities and plain NumPy, and its value at the solution of the game.
@@ -65,6 +75,7 @@ CLOSED_FORMS: dict[str, tuple[Callable[..., float], Callable[..., float], float,
         LOG2,
         LOG2,
     ),
+    "characteristic": (lambda r, f, z: -discrepancy(r, f), lambda r, f: discrepancy(r, f), 0.0, 0.0, 0.0),
 }
 
 
@@ -129,7 +140,7 @@ def test_the_discriminator_ascends_the_value_and_the_minimax_generator_descends_
     assert (g.numpy() < 0).all() and (other.numpy() < 0).all()  # both raise D(G(z))
 
 
-@pytest.mark.parametrize("name", CLOSED_FORMS)
+@pytest.mark.parametrize("name", CLOSED_FORMS.keys() - {"characteristic"})
 def test_the_generator_pushes_its_logits_up(name: str) -> None:
     fake = mg.tensor(np.zeros((3, 1)))
     (g,) = mg.grad(losses.table[name].generator(mg.tensor(np.zeros((3, 1))), fake), fake)
@@ -167,6 +178,65 @@ def test_relativistic_is_mirrored_and_needs_pairs() -> None:
         loss.generator(None, a)
     with pytest.raises(ShapeError, match=r"\(2, 1\) and \(1, 1\)"):
         loss.discriminator(a, mg.tensor([[1.0]]))
+
+
+@pytest.mark.parametrize("mu", [0.5, 3.0])
+@pytest.mark.parametrize("amplitude", [0.0, 0.5, 1.0])
+def test_characteristic_distance_of_normal_logits(mu: float, amplitude: float) -> None:
+    """φ of N(μ, 1) is e^{iμt - t²/2}: the phases differ, the amplitudes do not; φ of N(0, s²) has no phase."""
+    quantiles = np.array([NormalDist().inv_cdf((k + 0.5) / 4000) for k in range(4000)])[:, None]
+    loss, logits = losses.characteristic(amplitude), mg.tensor(quantiles)
+    moved = 2 / math.sqrt(3) * (1 - math.exp(-(mu**2) / 6))
+    assert loss.generator(logits, mg.tensor(quantiles + mu)).item() == pytest.approx(
+        2 * (1 - amplitude) * moved, abs=1e-3
+    )
+    wider = 1 / math.sqrt(3) + 1 / math.sqrt(1 + 2 * mu**2) - 2 / math.sqrt(2 + mu**2)
+    assert loss.generator(logits, mg.tensor(quantiles * mu)).item() == pytest.approx(
+        2 * amplitude * wider, abs=1e-3
+    )
+
+
+@pytest.mark.parametrize("amplitude", [0.2, 0.5])
+@pytest.mark.parametrize("shape", [(5, 1), (5,), (4, 3)])
+def test_characteristic_loss_has_derivatives_of_order_two(shape: tuple[int, ...], amplitude: float) -> None:
+    loss = losses.characteristic(amplitude)
+    a, b = (STREAM.child(name).normal(shape, dtype=np.float64).numpy() for name in "ab")
+    check_grad(loss.generator, a, b, order=2)
+    assert loss.discriminator(mg.tensor(a), mg.tensor(b)).item() == -loss.generator(a, b).item()
+    assert loss.generator(a, b).item() > 0
+    assert loss.generator(a, a[::-1].copy()).item() == pytest.approx(0, abs=1e-14)
+
+
+def test_characteristic_loss_of_logits_in_the_plane() -> None:
+    """Of two points, 2 - 2 e^(-Δ²/2), up to the 256 frequencies that stand for all."""
+    points = [mg.tensor(np.array([place])) for place in ([0.0, 0.0], [0.6, 0.8])]
+    assert losses.characteristic().generator(*points).item() == pytest.approx(2 - 2 * math.exp(-0.5), abs=0.1)
+
+
+def test_a_compiled_game_with_the_characteristic_loss_is_the_eager_one() -> None:
+    def weights(compiled: bool) -> list[np.ndarray]:
+        networks = models.mlp_generator(2, (8,), (2,), output=None), models.mlp_discriminator((2,), (8,))
+        # Shifting all logits changes nothing, so the last bias has the gradient 0, whose rounding Adam would enlarge.
+        rate = mg.optim.SGD(0.1)
+        gan = mg.GAN(*networks, loss="characteristic", penalty=penalties.r1(0.1), optimizer=rate)
+        points = mg.data.ring().sample(256, STREAM)[0]
+        gan.fit(points, steps=5, batch=32, compile=compiled)
+        return [p.numpy().copy() for network in networks for p in network.parameters().values()]
+
+    for a, b in zip(weights(True), weights(False), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_characteristic_refuses_what_it_cannot_compare() -> None:
+    loss = losses.table["characteristic"]
+    with pytest.raises(ShapeError, match=r"shapes None and \(1, 1\)"):
+        loss.generator(None, mg.tensor([[1.0]]))
+    with pytest.raises(ShapeError, match=r"\(2, 1\) and \(1, 2\)"):
+        loss.discriminator(mg.tensor([[1.0], [2.0]]), mg.tensor([[1.0, 2.0]]))
+    with pytest.raises(ConfigError, match="amplitude 2"):
+        losses.characteristic(2)
+    with pytest.raises(ConfigError, match=r"'characteristic, amplitude 0\.2' does not exist"):
+        losses.find(losses.characteristic(0.2).name)
 
 
 def test_find() -> None:
