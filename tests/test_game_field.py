@@ -1,7 +1,6 @@
-"""The vector field of games: the Dirac-GAN's closed forms, and dense against matrix-free products."""
+"""The vector field of games: dense against matrix-free products. The Dirac-GAN is in test_dirac.py."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,121 +8,6 @@ import pytest
 
 import minigan as mg
 from minigan.analysis import Field, stable_step
-from minigan.ops import softplus
-
-Loss = Callable[[mg.Tensor, mg.Tensor], tuple[mg.Tensor, mg.Tensor]]
-NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(60)
-WEIGHTS = WEIGHTS / WEIGHTS.sum()
-GAMMA, SIGMA = 0.3, 0.7
-
-
-def _f(t: Any) -> Any:
-    return -softplus(-t)
-
-
-def _minimax(theta: mg.Tensor, psi: mg.Tensor) -> tuple[mg.Tensor, mg.Tensor]:
-    value = _f(psi * theta) + _f(-psi * 0.0)
-    return value, -value
-
-
-def _non_saturating(theta: mg.Tensor, psi: mg.Tensor) -> tuple[mg.Tensor, mg.Tensor]:
-    """G maximises f(-ψ θ) in the convention in which D maximises f(ψ θ)."""
-    return -_f(-(psi * theta)), -_f(psi * theta)
-
-
-def _relativistic(theta: mg.Tensor, psi: mg.Tensor) -> tuple[mg.Tensor, mg.Tensor]:
-    return _f(psi * theta - psi * 0.0), -_f(psi * theta - psi * 0.0)
-
-
-def _wasserstein(theta: mg.Tensor, psi: mg.Tensor) -> tuple[mg.Tensor, mg.Tensor]:
-    return psi * theta, -(psi * theta)
-
-
-def _noisy(theta: mg.Tensor, psi: mg.Tensor) -> tuple[mg.Tensor, mg.Tensor]:
-    noise = SIGMA * NODES
-    value = (WEIGHTS * (_f(psi * (theta + noise)) + _f(-psi * noise))).sum()
-    return value, -value
-
-
-def _with_penalty(base: Loss) -> Loss:
-    """R1, and R2 too, as the slope of ψ x is ψ everywhere: γ/2 ψ²."""
-
-    def losses(theta: mg.Tensor, psi: mg.Tensor) -> tuple[mg.Tensor, mg.Tensor]:
-        g, d = base(theta, psi)
-        x = mg.tensor(0.0, dtype="float64")
-        (slope,) = mg.grad(psi * x, x, create_graph=True)
-        return g, d + 0.5 * GAMMA * slope * slope
-
-    return losses
-
-
-def _consensus(theta: mg.Tensor, psi: mg.Tensor) -> tuple[mg.Tensor, mg.Tensor]:
-    g, d = _minimax(theta, psi)
-    (of_g,), (of_d,) = mg.grad(g, [theta], create_graph=True), mg.grad(d, [psi], create_graph=True)
-    energy = 0.5 * GAMMA * (of_g * of_g + of_d * of_d)
-    return g + energy, d + energy
-
-
-def _roots(middle: float, inside: float) -> list[complex]:
-    root = complex(inside) ** 0.5
-    return [middle + root, middle - root]
-
-
-# Rows of the tables of Mescheder et al. 2018, Lemma 2.3 and §4, with f'(0) = 1/2 and f''(0) = -1/4.
-TABLE: dict[str, tuple[Loss, list[complex], float]] = {
-    "minimax": (_minimax, _roots(0, -0.25), 0.0),
-    "non-saturating": (_non_saturating, _roots(0, -0.25), 0.0),
-    "relativistic": (_relativistic, _roots(0, -0.25), 0.0),
-    "wasserstein": (_wasserstein, _roots(0, -1), 0.0),
-    "instance noise": (_noisy, _roots(-(SIGMA**2) / 4, SIGMA**4 / 16 - 0.25), 2 * SIGMA**2),
-    "r1": (_with_penalty(_minimax), _roots(-GAMMA / 2, GAMMA**2 / 4 - 0.25), 4 * GAMMA),
-    "relativistic, r1": (_with_penalty(_relativistic), _roots(-GAMMA / 2, GAMMA**2 / 4 - 0.25), 4 * GAMMA),
-    "wasserstein, r1": (_with_penalty(_wasserstein), _roots(-GAMMA / 2, GAMMA**2 / 4 - 1), GAMMA),
-    "consensus": (_consensus, _roots(-GAMMA / 4, -0.25), 2 * GAMMA / (1 + GAMMA**2 / 4)),
-}
-
-
-def _field(losses: Loss, theta: float, psi: float) -> Field:
-    leaves = [mg.tensor(value, dtype="float64") for value in (theta, psi)]
-    return Field([(loss, [own]) for loss, own in zip(losses(*leaves), leaves, strict=True)])
-
-
-@pytest.mark.parametrize("name", TABLE)
-def test_eigenvalues_of_the_dirac_gan(name: str) -> None:
-    losses, expected, step = TABLE[name]
-    found = _field(losses, 0.0, 0.0)
-    np.testing.assert_array_equal(found.vector(), [0, 0])
-    key = lambda z: (z.real, z.imag)  # noqa: E731
-    np.testing.assert_allclose(
-        sorted(found.eigenvalues(), key=key), sorted(map(complex, expected), key=key), atol=1e-10
-    )
-    assert stable_step(found.eigenvalues()) == pytest.approx(step, abs=1e-10)
-
-
-@pytest.mark.parametrize("name", TABLE)
-def test_simultaneous_steps_end_as_the_eigenvalues_say(name: str) -> None:
-    losses, _, limit = TABLE[name]
-
-    def distance(h: float, steps: int) -> float:
-        place = np.array([0.01, 0.01])
-        for _ in range(steps):
-            place = place + h * _field(losses, *place).vector()
-        return float(np.hypot(*place)) / math.hypot(0.01, 0.01)
-
-    if limit:
-        assert distance(0.8 * limit, 60) < 0.8
-        assert distance(1.2 * limit, 60) > 1.5
-    else:
-        assert distance(0.4, 60) > 1.1
-
-
-@pytest.mark.parametrize(("gamma", "critical"), [(1.0, [[0, -0.5], [0.5, -1.0]])])
-def test_jacobian_at_a_critical_value(gamma: float, critical: list[list[float]]) -> None:
-    """Where two eigenvalues meet they move with the root of an error, the Jacobian's entries do not."""
-    theta, psi = (mg.tensor(0.0, dtype="float64") for _ in range(2))
-    g, d = _minimax(theta, psi)
-    field = Field([(g, [theta]), (d + 0.5 * gamma * psi * psi, [psi])])
-    np.testing.assert_allclose(field.jacobian(), critical, atol=1e-10)
 
 
 def _networks() -> tuple[Field, int]:
