@@ -1,4 +1,4 @@
-"""The command line: `minigan train`, `sample`, `inspect` and `data`."""
+"""The command line: `minigan train`, `sample`, `inspect`, `spectrum` and `data`."""
 
 import contextlib
 import json
@@ -15,7 +15,7 @@ import numpy as np
 import typer
 from typer.core import TyperGroup
 
-from minigan import __version__, backend, checkpoint, data, folder, presets, report, settings, state
+from minigan import __version__, backend, checkpoint, data, folder, presets, report, settings, spectra, state
 from minigan.errors import (
     CheckpointError,
     ConfigError,
@@ -204,6 +204,12 @@ def _not_empty(**texts: str | None) -> None:
             raise ConfigError(f"{option} is empty")
 
 
+def _in_a_folder(**files: str | None) -> None:
+    for option, name in files.items():
+        if name and not os.path.isdir(os.path.dirname(name) or "."):
+            raise ConfigError(f"--{option} {name}: there is no folder {os.path.dirname(name)}")
+
+
 def _given(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
 
@@ -319,8 +325,7 @@ def sample(
     suffix = os.path.splitext(out)[1].lower()
     if suffix not in (".png", ".npz"):
         raise ConfigError(f"--out {out}: expected a name that ends in .png (a picture) or .npz (an array)")
-    if not os.path.isdir(os.path.dirname(out) or "."):
-        raise ConfigError(f"--out {out}: there is no folder {os.path.dirname(out)}")
+    _in_a_folder(out=out)
     source = sampler(run, raw=raw)
     if interpolate:
         rows = -(-n // COLUMNS)
@@ -342,10 +347,33 @@ def sample(
 
 
 @app.command()
+def spectrum(
+    run: Run,
+    count: Annotated[
+        int, _option("How many eigenvalues of each kind, where there are too many for all.", least=1)
+    ] = 6,
+    out: Annotated[str, _option("A picture of the eigenvalues.")] = "spectrum.png",
+    file: Annotated[str | None, _option("A file for all numbers.", "--json")] = None,
+    data_dir: DataDir = None,
+    debug: Debug = False,
+) -> None:
+    """Show where a game is going at each checkpoint: eigenvalues of simultaneous gradient descent, and ranks."""
+    _not_empty(RUN=run, out=out, json=file, data_dir=data_dir)
+    _in_a_folder(out=out, json=file)
+    found = list(spectra.along(run, data_dir=data_dir, note=_note, count=count))
+    for line in spectra.lines(found):
+        say(line)
+    if file:
+        spectra.write_json(file, found)
+    spectra.draw(out, found)
+    say(f"eigenvalues in {' and '.join(filter(None, (out, file)))}")
+
+
+@app.command()
 def inspect(run: Run, debug: Debug = False) -> None:
     """Show what a run or a checkpoint is: networks, settings, curves, events."""
     _not_empty(RUN=run)
-    found = state.newest(run, lambda note: say(f"minigan: note: {_clean(note)}", error=True))
+    found = state.newest(run, _note)
     if found is None:
         raise CheckpointError(f"{run}: has no checkpoint")
     try:
@@ -460,8 +488,12 @@ def _clean(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
+def _note(text: str) -> None:
+    _fail(f"note: {text}", 0)
+
+
 def _show_warning(message: Warning | str, *details: Any) -> None:
-    _fail(f"note: {message}", 0)
+    _note(str(message))
 
 
 def _settle() -> None:

@@ -70,6 +70,11 @@ class Sampler:
             return stream.normal(shape, dtype=self.dtype)
         return stream.uniform(shape, -1.0, 1.0, dtype=self.dtype)
 
+    def seen(self, batch: Array) -> Array:
+        """A batch of data as the discriminator is given it: of the shape, the dtype and the bounds of samples."""
+        batch = batch.reshape(len(batch), *self.shape).astype(self.dtype, copy=False)
+        return batch * 2 - 1 if self.signed else batch
+
     def sample(self, n: int, seed: int = 0, labels: Any = None) -> Array:
         """`n` samples, as `GAN.sample` gives them."""
         positive(n=n)

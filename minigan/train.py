@@ -169,9 +169,7 @@ class GAN:
 
     def _real(self, batches: Batches, k: int) -> Array:
         """The batch of the discriminator's step `k` of this round."""
-        batch = batches.at(self._number(k))
-        batch = batch.reshape(len(batch), *self._sampler.shape).astype(self._sampler.dtype, copy=False)
-        return batch * 2 - 1 if self._sampler.signed else batch
+        return self._sampler.seen(batches.at(self._number(k)))
 
     def _labels(self, batches: Batches, k: int) -> Array | None:
         return batches.labels_at(self._number(k))

@@ -18,6 +18,7 @@ from minigan.tape import grad, recording
 from minigan.tensor import Tensor
 
 MOST = 5000  # parameters of a dense Jacobian, which takes 200 MB
+RESTARTS = 300  # of Arnoldi's method
 
 
 class Field:
@@ -93,6 +94,9 @@ class Field:
                 `scipy.sparse.linalg.eigs` has it: "LM" the largest, "LI" the most imaginary.
             seed: of the vector that the method begins with.
 
+        Arnoldi's method stops at a relative residual of 1e-9, or after 300 restarts with those that it has found, which
+        may be fewer than asked for, or none.
+
         Raises: `ConfigError` for a count that is not from 1 to size - 2, `ExtraError` without SciPy (extra
             `analysis`) if a count is given.
         """
@@ -109,7 +113,11 @@ class Field:
                 (self.size, self.size), matvec=lambda t: self.push(t.reshape(-1)), dtype=np.float64
             )
             first = np.random.default_rng(seed).standard_normal(self.size)
-            found = linalg.eigs(operator, count, which=which, v0=first, return_eigenvectors=False)
+            options = {"which": which, "v0": first, "tol": 1e-9, "maxiter": RESTARTS}
+            try:
+                found = linalg.eigs(operator, count, return_eigenvectors=False, **options)
+            except linalg.ArpackNoConvergence as stopped:
+                found = stopped.eigenvalues
         found = np.asarray(found, np.complex128)
         return found[np.lexsort((-found.imag, -found.real))]
 
