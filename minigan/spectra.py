@@ -50,7 +50,7 @@ class Spectrum(NamedTuple):
         ranks: the effective ranks of generated and of real ones: of "samples", and of the features of each of the
             discriminator's layers with 2 to 5,000 of them.
         singular_values: of the generator's Jacobian, the largest first, each the median over some latents.
-        condition: the median over these of the largest by the smallest.
+        condition: the median over these of the largest by the smallest, of as many as a sample has numbers.
     """
 
     step: int
@@ -203,7 +203,7 @@ def _measured(
         Tensor(z.numpy()[:latents]),
     )
     with np.errstate(divide="ignore", invalid="ignore"):
-        condition = float(np.median(values[:, 0] / values[:, -1]))
+        condition = float(np.median(values[:, 0] / values[:, min(z.shape[1], fake[0].size) - 1]))
     return Spectrum(
         game.steps,
         field.size,

@@ -127,3 +127,10 @@ def test_spectra_as_a_picture(tmp_path: Any) -> None:
     with pytest.raises(mg.DataError, match="5 spectra"):
         spectrum_plot(tmp_path / "no.png", {str(k): [1] for k in range(5)})
     assert not (tmp_path / "no.png").exists()
+
+
+def test_products_that_are_compiled_are_the_eager_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    field, _ = _networks()
+    eager = field.jacobian()
+    monkeypatch.setattr("minigan.analysis.game.SMALL", 0)
+    np.testing.assert_allclose(field.jacobian(), eager, atol=1e-15)
