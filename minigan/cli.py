@@ -16,6 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from minigan import __version__, backend, checkpoint, data, folder, presets, report, settings, spectra, state
+from minigan.data.sampler import SAMPLINGS
 from minigan.errors import (
     CheckpointError,
     ConfigError,
@@ -119,6 +120,15 @@ def train(
             metavar="KEY=VALUE",
         ),
     ] = None,
+    sampling: Annotated[
+        str | None, _choice("How batches are drawn; balanced: every class equally often.", SAMPLINGS[:2])
+    ] = None,
+    importance_weights: Annotated[
+        bool,
+        _option(
+            "With balanced sampling, weigh the loss so that rare classes stay rare.", "--importance-weights"
+        ),
+    ] = False,
     conditional: Annotated[
         bool, _option("Learn the classes too, so that samples can be of one.", "--conditional")
     ] = False,
@@ -141,7 +151,8 @@ def train(
     name, table = _settings(preset, out, resume, source)
     table = presets.assigned(table, given or ())
     plan: dict[str, Any] = {"steps": steps, "batch": batch, "on_nonfinite": on_nonfinite}
-    plan |= {"sample_every": sample_every, "save_every": save_every}
+    plan |= {"sample_every": sample_every, "save_every": save_every, "sampling": sampling}
+    plan |= {"importance_weights": importance_weights or None}
     where = _given({"source": source, "data_dir": data_dir, "size": size, "channels": channels})
     changes: dict[str, Any] = {"training": _given(plan), "data": where, "seed": seed, "lr": lr}
     config = presets.adjusted(table, **changes)
@@ -155,7 +166,8 @@ def train(
     if makes_points != (found.samples.ndim == 2):
         held, made = ("images", "points") if makes_points else ("points", "images")
         raise ConfigError(f"{found.name} holds {held}, but {name} makes {made}: use the preset {held}")
-    labels = None if config["generator"]["classes"] is None else found.labels
+    balanced = config["training"]["sampling"] == "balanced"
+    labels = found.labels if balanced or config["generator"]["classes"] is not None else None
     if not resume:
         _check_repeated(name, config, found._replace(labels=labels))
     gan, training = build(config), config["training"]

@@ -9,6 +9,8 @@ these derivatives on purpose.
 """
 
 import copy
+import functools
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -39,9 +41,10 @@ class _Draw(NamedTuple):
     """What the last step of the discriminator in a round, and that of the generator, are made on."""
 
     real: Tensor
+    labels: Tensor | None
+    weights: Tensor | None
     latents: Tensor
     of_generator: Tensor
-    labels: Tensor | None
     random: Stream
 
 
@@ -73,6 +76,11 @@ def _as_batches(batches: Any) -> list[Tensor]:
     return (
         [lift(batches)] if isinstance(batches, (Tensor, np.ndarray)) else [lift(batch) for batch in batches]
     )
+
+
+def _given(weights: Tensor | None) -> tuple[Tensor, ...]:
+    """The argument, if there are weights: losses of a user's own need not know of it."""
+    return () if weights is None else (weights,)
 
 
 class Game:
@@ -214,6 +222,7 @@ class Game:
         *,
         random: Stream,
         labels: Tensor | Sequence[Tensor] | None = None,
+        weights: Tensor | Sequence[Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """One round: `d_steps` steps of the discriminator, one of the generator, the average, in place.
 
@@ -225,6 +234,8 @@ class Game:
             labels: for conditional networks, those of each batch of real samples, integers (N,). They are those of the
                 generated samples too (of the generator's own batch, the last ones): so these have the classes as often
                 as the data, and losses and penalties of pairs compare samples of one class.
+            weights: of each batch of real samples, floats (N,) of mean 1, which multiply the terms that these samples
+                have in the loss, but not in the penalties; see `minigan.data.Batches.weights`.
 
         Returns: scalars, each from before the update that it leads to: of the discriminator's last step
             `d_loss` (without the penalties), `penalty`, and the mean probabilities `d_real` of D(x) and
@@ -242,12 +253,14 @@ class Game:
                 f"Game: {len(reals)} real and {len(latents)} latent batches for d_steps={self.d_steps} and"
                 f" share_fake={self.share_fake}, expected {self.d_steps} and {wanted}"
             )
-        if len(classes) != len(reals):
-            raise ShapeError(f"Game: {len(classes)} batches of labels for {len(reals)} real batches")
+        shares = [None] * len(reals) if weights is None else _as_batches(weights)
+        for name, given in (("labels", classes), ("weights", shares)):
+            if len(given) != len(reals):
+                raise ShapeError(f"Game: {len(given)} batches of {name} for {len(reals)} real batches")
         host(self._remember)
         try:
             with undone_by(self._recount), self._kept():
-                metrics = self._round(reals, latents, classes, random)
+                metrics = self._round(reals, latents, classes, shares, random)
         except NonFiniteError as error:
             raise NonFiniteError(f"step {self.steps + 1}: {error}") from None
         self._update_average()
@@ -339,15 +352,23 @@ class Game:
         return touched + list(of_generator.tensors.values()) * (self.update == "extragradient")
 
     def _round(
-        self, reals: list[Tensor], latents: list[Tensor], classes: Sequence[Tensor | None], random: Stream
+        self,
+        reals: list[Tensor],
+        latents: list[Tensor],
+        classes: Sequence[Tensor | None],
+        shares: Sequence[Tensor | None],
+        random: Stream,
     ) -> dict[str, Tensor]:
         with recording(True):
-            for real, z, labels in zip(reals[:-1], latents, classes, strict=False):
+            *before, draw = (
+                _Draw(real, labels, weights, z, latents[-1], random)
+                for real, labels, weights, z in zip(reals, classes, shares, latents, strict=False)
+            )
+            for each in before:
                 with no_grad():
-                    fake = self._generate(z, labels, random)
-                losses, _ = self._of_d(real, fake, labels, random)
+                    fake = self._generate(each.latents, each.labels, random)
+                losses, _ = self._of_d(each, fake)
                 self._of_discriminator.move(self._of_discriminator.gradients(losses, {}), self._rate)
-            draw = _Draw(reals[-1], latents[self.d_steps - 1], latents[-1], classes[-1], random)
             if self.update == "alternating":
                 metrics, gradients, shared = self._d_gradients(draw)
                 self._of_discriminator.move(gradients, self._rate)
@@ -383,26 +404,23 @@ class Game:
     def _generate(self, latents: Tensor, labels: Tensor | None, random: Stream) -> Tensor:
         return forward(self.generator, latents, train=True, random=random, labels=labels)
 
-    def _judge(
-        self, labels: Tensor | None, random: Stream, part: Module | None = None
-    ) -> Callable[[Tensor], Tensor]:
-        """The discriminator, or a part of it, as a function of samples with these labels."""
-        return lambda x: forward(part or self.discriminator, x, train=True, random=random, labels=labels)
+    def _judge(self, draw: _Draw, part: Module | None = None) -> Callable[[Tensor], Tensor]:
+        """The discriminator, or a part of it, as a function of samples with the labels of these."""
+        module, random, labels = part or self.discriminator, draw.random, draw.labels
+        return lambda x: forward(module, x, train=True, random=random, labels=labels)
 
     # What each player minimises, by name
 
-    def _of_d(
-        self, real: Tensor, fake: Tensor, labels: Tensor | None, random: Stream
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def _of_d(self, draw: _Draw, fake: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The discriminator's losses, and metrics."""
-        judge = self._judge(labels, random)
+        judge = self._judge(draw)
         with no_grad():
-            real = self._seen(real, random)
-        fake = self._seen(fake, random)
+            real, weights = self._seen(draw.real, draw.random), self._of_packs(draw.weights)
+        fake = self._seen(fake, draw.random)
         real_logits, fake_logits = judge(real), judge(fake)
-        loss = self.loss.discriminator(real_logits, fake_logits, 1.0 - self.smoothing)
+        loss = self.loss.discriminator(real_logits, fake_logits, 1.0 - self.smoothing, *_given(weights))
         terms = [
-            penalty(judge, real, fake, real_logits, fake_logits, random, lambda: self.steps)
+            penalty(judge, real, fake, real_logits, fake_logits, draw.random, lambda: self.steps)
             for penalty in self.penalties
         ]
         with no_grad():
@@ -414,24 +432,32 @@ class Game:
             }
         return {"d_loss": loss} | {f"penalty {k + 1}": x for k, x in enumerate(terms)}, metrics
 
-    def _of_g(self, real: Tensor, fake: Tensor, labels: Tensor | None, random: Stream) -> dict[str, Tensor]:
+    def _of_g(self, draw: _Draw, fake: Tensor) -> dict[str, Tensor]:
         """The generator's losses."""
-        judge, real_logits = self._judge(labels, random), None
+        last, random = self._judge(draw), draw.random
+        below: Callable[[Tensor], Tensor] = lambda x: x  # noqa: E731
+        matching = dict[str, Tensor]()
         if self.feature_matching:
-            *layers, last = self.discriminator.layers  # type: ignore[attr-defined]
-            below = self._judge(labels, random, Sequential(*layers))
-            judge = self._judge(labels, random, last)
+            *layers, output = self.discriminator.layers  # type: ignore[attr-defined]
+            below, last = self._judge(draw, Sequential(*layers)), self._judge(draw, output)
+        real_logits = weights = None
+        if self.loss.paired or self.feature_matching:
             with no_grad():
-                of_real = below(self._seen(real, random))
-                real_logits = judge(of_real) if self.loss.paired else None
-            of_fake = below(self._seen(fake, random))
-            fake_logits = judge(of_fake)
-            matching = feature_matching(of_real, of_fake) * self.feature_matching
-            return {"g_loss": self.loss.generator(real_logits, fake_logits), "feature matching": matching}
-        if self.loss.paired:
-            with no_grad():
-                real_logits = judge(self._seen(real, random))
-        return {"g_loss": self.loss.generator(real_logits, judge(self._seen(fake, random)))}
+                of_real, weights = below(self._seen(draw.real, random)), self._of_packs(draw.weights)
+                real_logits = last(of_real) if self.loss.paired else None
+        of_fake = below(self._seen(fake, random))
+        if self.feature_matching:
+            if weights is not None:
+                of_real = of_real * weights.reshape(of_real.shape[0], *[1] * (of_real.ndim - 1))
+            matching["feature matching"] = feature_matching(of_real, of_fake) * self.feature_matching
+        loss = self.loss.generator(real_logits, last(of_fake), *_given(weights if self.loss.paired else None))
+        return {"g_loss": loss} | matching
+
+    def _of_packs(self, weights: Tensor | None) -> Tensor | None:
+        """The weights of packs of samples, which are drawn independently: the products of theirs."""
+        if weights is None or self.pack == 1:
+            return weights
+        return functools.reduce(operator.mul, (weights[k :: self.pack] for k in range(self.pack)))
 
     def _seen(self, x: Tensor, random: Stream) -> Tensor:
         """Samples as the discriminator sees them."""
@@ -449,14 +475,14 @@ class Game:
         """Metrics, the discriminator's gradients, and the generated batch if the generator goes on from it."""
         with recording(self.share_fake):
             fake = self._generate(draw.latents, draw.labels, draw.random)
-        losses, metrics = self._of_d(draw.real, fake.detach(), draw.labels, draw.random)
+        losses, metrics = self._of_d(draw, fake.detach())
         return metrics, self._of_discriminator.gradients(losses, {}), fake if self.share_fake else None
 
     def _g_gradients(self, draw: _Draw, fake: Tensor | None) -> tuple[Tensor, list[Tensor]]:
         """The generator's loss and gradients; `fake` is its batch, if it has been made."""
         fake = self._generate(draw.of_generator, draw.labels, draw.random) if fake is None else fake
         with substituted(self.discriminator, self._answer(draw, fake)):
-            losses = self._of_g(draw.real, fake, draw.labels, draw.random)
+            losses = self._of_g(draw, fake)
         gradients = self._of_generator.gradients(losses, self._checked_averages)
         return losses["g_loss"].detach(), gradients
 
@@ -467,7 +493,7 @@ class Game:
         for k in range(self.unroll):
             answer = {id(player.parameters[name]): x for name, x in tensors.items()}
             with substituted(self.discriminator, answer):
-                losses, _ = self._of_d(draw.real, fake, draw.labels, draw.random)
+                losses, _ = self._of_d(draw, fake)
             gradients = grad(list(losses.values()), list(tensors.values()), create_graph=True)
             tensors, slots = player.optimizer.ahead(
                 tensors,
@@ -490,10 +516,10 @@ class Game:
         """As `_both`, with the gradient of γ/2 |v|², v the gradients of both players in their own parameters."""
         players = (self._of_discriminator, self._of_generator)
         fake = self._generate(draw.latents, draw.labels, draw.random)
-        of_d, metrics = self._of_d(draw.real, fake, draw.labels, draw.random)
+        of_d, metrics = self._of_d(draw, fake)
         if not self.share_fake:
             fake = self._generate(draw.of_generator, draw.labels, draw.random)
-        of_g = self._of_g(draw.real, fake, draw.labels, draw.random)
+        of_g = self._of_g(draw, fake)
         own = [
             grad(list(losses.values()), list(player.parameters.values()), create_graph=True)
             for losses, player in zip((of_d, of_g), players, strict=True)

@@ -23,9 +23,11 @@ class Loss:
     """One row of the table; every function returns a scalar to be *minimised*, means over the batch.
 
     Attributes:
-        discriminator: `discriminator(real_logits, fake_logits, real_label=1.0)`. Logits are (N, 1) or (N,); the
-            label is that of real samples, below 1 for one-sided smoothing (Salimans et al. 2016, §3.4).
-        generator: `generator(real_logits, fake_logits)`; the first may be `None` unless the loss is `paired`.
+        discriminator: `discriminator(real_logits, fake_logits, real_label=1.0, weights=None)`. Logits are (N, 1) or
+            (N,); the label is that of real samples, below 1 for one-sided smoothing (Salimans et al. 2016, §3.4); the
+            weights (N,), of mean 1, multiply the terms of the real samples (importance weighting).
+        generator: `generator(real_logits, fake_logits)`; the first may be `None` unless the loss is `paired`, and then
+            it takes the `weights` too, those of the pairs.
         labels: whether there is a label to smooth.
         paired: whether the generator's step compares its samples with real ones, and so needs both logits.
         formula, source: what is computed, and whose it is.
@@ -39,7 +41,7 @@ class Loss:
 
     name: str
     discriminator: Callable[..., Tensor]
-    generator: Callable[[Tensor | None, Tensor], Tensor]
+    generator: Callable[..., Tensor]
     formula: str
     optimum: str
     source: str
@@ -47,29 +49,44 @@ class Loss:
     paired: bool = False
 
 
-def _cross_entropy(real: Tensor, fake: Tensor, real_label: float = 1.0) -> Tensor:
+def _mean(terms: Tensor, weights: Tensor | None) -> Tensor:
+    """E w t. The weights of a batch are not divided by their sum, which would make its expectation another."""
+    if weights is None:
+        return mean(terms)
+    if weights.size != terms.size:
+        raise ShapeError(f"weights of shape {weights.shape} for real logits of shape {terms.shape}")
+    return mean(terms * weights.reshape(terms.shape))
+
+
+def _cross_entropy(
+    real: Tensor, fake: Tensor, real_label: float = 1.0, weights: Tensor | None = None
+) -> Tensor:
     likely = softplus(-real) if real_label == 1 else sigmoid_cross_entropy(real, real_label)
-    return mean(likely) + mean(softplus(fake))
+    return _mean(likely, weights) + mean(softplus(fake))
 
 
-def _least_squares(real: Tensor, fake: Tensor, real_label: float = 1.0) -> Tensor:
-    return (mean((real - real_label) ** 2) + mean(fake**2)) * 0.5
+def _least_squares(
+    real: Tensor, fake: Tensor, real_label: float = 1.0, weights: Tensor | None = None
+) -> Tensor:
+    return (_mean((real - real_label) ** 2, weights) + mean(fake**2)) * 0.5
 
 
-def _wasserstein(real: Tensor, fake: Tensor, real_label: float = 1.0) -> Tensor:
-    return mean(fake) - mean(real)
+def _wasserstein(
+    real: Tensor, fake: Tensor, real_label: float = 1.0, weights: Tensor | None = None
+) -> Tensor:
+    return mean(fake) - _mean(real, weights)
 
 
-def _hinge(real: Tensor, fake: Tensor, real_label: float = 1.0) -> Tensor:
-    return mean(relu(1.0 - real)) + mean(relu(1.0 + fake))
+def _hinge(real: Tensor, fake: Tensor, real_label: float = 1.0, weights: Tensor | None = None) -> Tensor:
+    return _mean(relu(1.0 - real), weights) + mean(relu(1.0 + fake))
 
 
-def _ahead(ours: Tensor | None, theirs: Tensor | None) -> Tensor:
+def _ahead(ours: Tensor | None, theirs: Tensor | None, weights: Tensor | None = None) -> Tensor:
     """E softplus(-(a - b)): small where each of our logits a is larger than its partner b."""
     if ours is None or theirs is None or ours.shape != theirs.shape:
         shapes = " and ".join("none" if x is None else str(x.shape) for x in (ours, theirs))
         raise ShapeError(f"relativistic: samples are compared in pairs, but the logits have shapes {shapes}")
-    return mean(softplus(theirs - ours))
+    return _mean(softplus(theirs - ours), weights)
 
 
 def characteristic(amplitude: float = 0.5) -> Loss:
@@ -157,8 +174,8 @@ table = {
         ),
         Loss(
             "relativistic",
-            lambda real, fake, real_label=1.0: _ahead(real, fake),
-            lambda real, fake: _ahead(fake, real),
+            lambda real, fake, real_label=1.0, weights=None: _ahead(real, fake, weights),
+            lambda real, fake, weights=None: _ahead(fake, real, weights),
             formula="D: E softplus(-(a(x) - a(G(z)))); G: E softplus(-(a(G(z)) - a(x)))",
             optimum="D: log 2 = 0.693; G: log 2",
             source="Jolicoeur-Martineau 2019 (RSGAN); Huang et al. 2024, eq. 2 (RpGAN)",

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, get_args, get_origin
 import numpy as np
 
 from minigan import losses, models, optim, penalties
+from minigan.data.sampler import SAMPLINGS
 from minigan.errors import ConfigError
 from minigan.game import UPDATES, Game, packed
 from minigan.guard import POLICIES
@@ -139,6 +140,8 @@ _TRAINING: dict[str, Field] = {
     "on_nonfinite": (_Names("on_nonfinite", POLICIES), "stop"),
     "max_faults": (int, 10),
     "first_step": (int, 0),
+    "sampling": (_Names("sampling", SAMPLINGS), "shuffled"),
+    "importance_weights": (bool, False),
 }
 _DATA: dict[str, Field] = {
     **dict.fromkeys(("source", "data_dir"), (str | None, None)),

@@ -157,10 +157,12 @@ class GAN:
             self._sampler.draw(self._prior, batches.batch)
             for _ in range(game.d_steps + (not game.share_fake))
         ]
-        labels = None
-        if batches.labels is not None:
+        labels = weights = None
+        if batches.labels is not None and self._sampler.classes is not None:
             labels = [asarray(host(lambda k=k: self._labels(batches, k))) for k in range(game.d_steps)]  # type: ignore[misc]
-        metrics = game.step(reals, latents, random=self._noise, labels=labels)
+        if batches.weights is not None:
+            weights = [asarray(host(lambda k=k: self._weights(batches, k))) for k in range(game.d_steps)]  # type: ignore[misc]
+        metrics = game.step(reals, latents, random=self._noise, labels=labels, weights=weights)
         return {name: metrics[name] for name in LOGGED}
 
     def _seek(self) -> None:
@@ -173,6 +175,10 @@ class GAN:
 
     def _labels(self, batches: Batches, k: int) -> Array | None:
         return batches.labels_at(self._number(k))
+
+    def _weights(self, batches: Batches, k: int) -> Array:
+        weights: Any = batches.weights_at(self._number(k))
+        return weights.astype(self._sampler.dtype, copy=False)  # type: ignore[no-any-return]
 
     def _number(self, k: int) -> int:
         return self.game.steps * self.game.d_steps + k
@@ -193,13 +199,16 @@ class GAN:
         max_faults: int = 10,
         compile: bool = True,
         source: str | Mapping[str, Any] = "an array",
+        sampling: Any = "shuffled",
+        importance_weights: bool = False,
     ) -> Run:
         """Train for `steps` more steps.
 
         Args:
             data: images, (N, H, W) or (N, H, W, C), uint8 or floats in [0, 1], of the networks' shape; or for a
                 generator of points (N, P) floats.
-            labels: for conditional networks, the classes of the data: integers (N,) from 0 to below `classes`.
+            labels: for conditional networks, the classes of the data: integers (N,) from 0 to below `classes`. For
+                others they are used for balanced sampling only.
             batch: samples in a step of the discriminator.
             out: a new or empty folder for the run; docs/6-runs.md says what is in it. Needs the extra `cli`, and
                 `plot` for the curves. By default nothing is written.
@@ -215,13 +224,19 @@ class GAN:
                 must where a network, a loss or a penalty of your own does something else in every step.
             source: where the data is from, for `config.toml`, which also identifies it by its SHA-256; or a table of
                 such facts.
+            sampling: "shuffled", where each epoch has every sample once; "balanced", where every class is drawn equally
+                often; or weights (N,), in proportion to which samples are drawn. What the generator learns is then the
+                distribution of the batches, in which rare classes may be frequent.
+            importance_weights: weigh the real samples in the loss by their share of the data over that in the batches,
+                so that the generator learns the distribution of the data after all. For networks without classes.
 
         While it trains, SIGINT and SIGTERM end it after the step that is going on, with a checkpoint, by
         `KeyboardInterrupt` or `SystemExit(143)`; handlers of your own are left alone. A second signal ends the process
         at once.
 
         Raises: `DataError` for other data or labels; `ConfigError` for a setting outside its range, for labels that are
-            not wanted or missing, and for a folder that is not empty or in use; `ExtraError` before training if a
+            not wanted or missing, for importance weights of classes, which conditional networks are told, or of what
+            is never drawn, and for a folder that is not empty or in use; `ExtraError` before training if a
             package is missing; `NonFiniteError`, see above; `CheckpointError` if the first or the last checkpoint
             cannot be written, or the one to resume is damaged or of another configuration, with the differences.
         """
@@ -233,17 +248,33 @@ class GAN:
         positive(
             steps=steps, batch=batch, sample_every=sample_every, save_every=save_every, max_faults=max_faults
         )
-        plan = Plan(steps, batch, sample_every, save_every, on_nonfinite, max_faults, self.game.steps)
+        chosen = sampling if isinstance(sampling, str) else "weighted"
+        plan = Plan(
+            steps,
+            batch,
+            sample_every,
+            save_every,
+            on_nonfinite,
+            max_faults,
+            self.game.steps,
+            chosen,
+            importance_weights,
+        )
         guard = Guard(on_nonfinite, max_faults)
         stream = Stream(self.seed, "data")
         classes = self._sampler.classes
-        if (labels is None) != (classes is None):
+        if classes is None and labels is not None and chosen != "balanced":
             raise ConfigError(
-                "labels are given, but the networks have no classes"
-                if classes is None
-                else f"the networks are for {classes} classes, but the data has no labels"
+                f"labels are given, but the networks have no classes, and {chosen} sampling needs none"
             )
-        known = {} if classes is None else {"labels": labels, "classes": classes}
+        if classes is not None and labels is None:
+            raise ConfigError(f"the networks are for {classes} classes, but the data has no labels")
+        if classes is not None and importance_weights:
+            raise ConfigError(
+                f"importance weights are given to networks without classes, these have {classes}"
+            )
+        known = {"labels": labels} if classes is None else {"labels": labels, "classes": classes}
+        known |= {"sampling": sampling, "importance_weights": importance_weights}
         batches = Batches(data, batch, stream, self._sampler.shape, self._sampler.points, **known)
         samples = batches.samples
         begun = time.perf_counter()
@@ -269,7 +300,8 @@ class GAN:
                 report.say("one generated batch a step serves both players")
             step = program.compile(self.step) if compile else self.step
             count = min(len(samples), COMPARED, max(GRID, NUMBERS // samples[0].size))
-            compared = Batches(samples, count, Stream(self.seed, "compared"), labels=batches.labels)
+            known = {} if classes is None else {"labels": batches.labels}
+            compared = Batches(samples, count, Stream(self.seed, "compared"), **known)
             loop = Loop(self, step, batches, compared, plan, guard, config, folder, shown)
             if folder:
                 folder.configure(config)
@@ -285,7 +317,7 @@ class GAN:
         """All settings of a run: of the GAN, of the training, and what its data is."""
         about = {"source": source} if isinstance(source, str) else dict(source)
         about |= {"shape": list(batches.samples.shape), "dtype": batches.samples.dtype.name}
-        about["sha256"] = data_digest(batches.samples, batches.labels)
+        about["sha256"] = data_digest(batches.samples, batches.labels, batches.chances)
         return settings.plain(self.config() | {"training": plan._asdict(), "data": about})  # type: ignore[no-any-return]
 
     def _continue(self, found: state.Found, plan: "Plan", config: Mapping[str, Any]) -> "Plan":
@@ -370,16 +402,19 @@ class GAN:
         state.write(path, self.game.state(), {"config": self.config(), "step": self.game.steps})
 
 
-def data_digest(samples: Array, labels: Array | None = None) -> str:
-    """The SHA-256 by which a run knows its data, and the labels if it is trained with them."""
-    return checkpoint.digest({"images": samples} | ({} if labels is None else {"labels": labels}))
+def data_digest(samples: Array, labels: Array | None = None, chances: Array | None = None) -> str:
+    """The SHA-256 by which a run knows its data, and the labels and weights if it is trained with them."""
+    others = {"labels": labels, "chances": chances}
+    return checkpoint.digest({"images": samples} | {k: x for k, x in others.items() if x is not None})
 
 
 def _decisive(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that decide the bits of a run, however long it is and whatever is written of it."""
     data = {key: config["data"][key] for key in ("shape", "dtype", "sha256")}
     # The files of earlier versions say nothing of what was not there yet.
-    return {**settings.completed(config), "training": {"batch": config["training"]["batch"]}, "data": data}
+    training = {"sampling": "shuffled", "importance_weights": False, **config["training"]}
+    training = {key: training[key] for key in ("batch", "sampling", "importance_weights")}
+    return {**settings.completed(config), "training": training, "data": data}
 
 
 def _say(text: str) -> None:

@@ -92,8 +92,10 @@ class Mixture:
         return (top + np.log(np.exp(terms - top).sum(1, keepdims=True)))[:, 0]  # type: ignore[no-any-return]
 
 
-def ring(modes: int = 8, radius: float = 1.0, std: float = 0.01) -> Mixture:
+def ring(modes: int = 8, radius: float = 1.0, std: float = 0.01, weights: Any = None) -> Mixture:
     """Gaussians evenly on a circle around 0, in the plane; the first lies at (radius, 0).
+
+    weights: as for `Mixture`; `minigan.data.long_tail(modes, rho)` gives those of a long tail.
 
     The defaults are those of Lin, Khetan, Fanti and Oh 2018, "PacGAN", section 4.1, and of Srivastava and others 2017,
     "VEEGAN". `ConfigError` for no modes.
@@ -103,11 +105,13 @@ def ring(modes: int = 8, radius: float = 1.0, std: float = 0.01) -> Mixture:
     [[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [-0.0, -1.0]]
     """
     angles = np.arange(modes) * (2 * math.pi / max(modes, 1))
-    return Mixture(radius * np.stack([np.cos(angles), np.sin(angles)], 1), std)
+    return Mixture(radius * np.stack([np.cos(angles), np.sin(angles)], 1), std, weights)
 
 
-def grid(side: int = 5, spacing: float = 2.0, std: float = 0.05) -> Mixture:
+def grid(side: int = 5, spacing: float = 2.0, std: float = 0.05, weights: Any = None) -> Mixture:
     """side x side Gaussians on a square grid around 0; its rows, of rising x, one after another by rising y.
+
+    weights: side² numbers, as for `Mixture`.
 
     The defaults, 25 modes at {-4, -2, 0, 2, 4}², are those of the sources of `ring`. `ConfigError` for side below 1.
 
@@ -117,7 +121,7 @@ def grid(side: int = 5, spacing: float = 2.0, std: float = 0.05) -> Mixture:
     """
     line = (np.arange(side) - (side - 1) / 2) * spacing
     x, y = np.meshgrid(line, line)
-    return Mixture(np.stack([x.ravel(), y.ravel()], 1), std)
+    return Mixture(np.stack([x.ravel(), y.ravel()], 1), std, weights)
 
 
 def swiss_roll(std: float = 0.02) -> Mixture:

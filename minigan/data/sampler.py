@@ -12,6 +12,7 @@ BATCH_BYTES = (
     1 << 31
 )  # of a batch as float32: more is taken for a mistake, and refused before it is allocated
 EPOCHS = 1024  # of the data set within one batch, for the same reason: each one is an order to be drawn
+SAMPLINGS = ("shuffled", "balanced", "weighted")
 
 
 def as_images(images: Any, shape: tuple[int, ...] | None = None) -> Array:
@@ -102,6 +103,29 @@ def as_labels(labels: Any, count: int, classes: int = 1 << 31) -> Array:
     return array.reshape(count).astype(np.int64)
 
 
+def as_chances(weights: Any, count: int) -> Array:
+    """`weights` divided by their sum, float64 (count,): finite numbers from 0, not all 0, else `DataError`.
+
+    >>> from minigan.data.sampler import as_chances
+    >>> as_chances([3, 1, 0], 3)
+    array([0.75, 0.25, 0.  ])
+    """
+    array = np.asarray(weights)
+    if array.dtype.kind not in "fiu" or array.shape != (count,):
+        raise DataError(
+            f"weights of {array.dtype}, {array.shape}: expected numbers, ({count},), one a sample"
+        )
+    array = array.astype(np.float64)
+    wrong = np.flatnonzero(~((array >= 0) & (array < np.inf)))
+    if len(wrong):
+        place = int(wrong[0])
+        raise DataError(f"weight {array[place]} of sample {place}: expected a finite number from 0")
+    total = array.sum()
+    if not 0 < total < np.inf:
+        raise DataError(f"weights whose sum is {total}: expected a finite number above 0")
+    return array / total  # type: ignore[no-any-return]
+
+
 class Batches:
     """The batches of a data set, each a pure function of its number, so that a run can go on from any step.
 
@@ -109,21 +133,40 @@ class Batches:
     batch may straddle epochs, and after any number of steps no sample has been used more than once oftener than
     another.
 
+    With balanced sampling the classes take turns, and each goes through epochs of its own: after any number of steps
+    no class has been used more than once oftener than another, nor a sample oftener than another of its class. With
+    weights every place of a batch is drawn anew, each sample with the chance of its weight.
+
     Args:
         samples: as for `as_images`, or as for `as_points`. Those that are accepted as they are, are not copied.
-        batch: samples in a batch, from 1; it may exceed N, up to 1,024 N, and a batch takes up to 2 GiB.
-        stream: where the orders come from: `stream.at(epoch).permutation(N)`.
+        batch: samples in a batch, from 1; it may exceed N, up to 1,024 N, and a batch takes up to 2 GiB. With balanced
+            sampling N is that of the smallest class, times the number of classes.
+        stream: where the orders come from: `stream.at(epoch).permutation(N)`, and what is drawn anew.
         shape: of a network, that the samples have to fit.
         points: whether they are points; by default they are if they have two axes.
-        labels: integers (N,) from 0 to below `classes`, for `labels_at`.
+        labels: integers (N,) from 0 to below `classes`, for `labels_at` and for balanced sampling.
+        sampling: "shuffled", "balanced", or weights (N,): numbers from 0, in proportion to which samples are drawn.
+        importance_weights: whether there are `weights`, see there.
 
-    Raises `DataError` as those and `as_labels` do, and `ConfigError` for another batch.
+    Attributes:
+        sampling: its name, "weighted" for weights.
+        chances: float64 (N,), the weights divided by their sum; `None` for other sampling.
+        weights: float32 (N,), for each sample its share of the data, 1 / N, divided by the chance with which it is
+            drawn (for a class of n of K, balanced: n K / N), or `None`. The mean over batches of any function times
+            these is its mean over the data; their own is 1.
+
+    Raises `DataError` as those, `as_labels` and `as_chances` do, and `ConfigError` for another batch or sampling,
+    without the labels it needs, and for importance weights of samples that are never drawn, or are all drawn alike.
 
     >>> import minigan as mg
     >>> from minigan.ops.random import Stream
-    >>> batches = mg.data.Batches(mg.data.digits()[0], 64, Stream(0, "data"))
+    >>> images, labels = mg.data.digits()
+    >>> batches = mg.data.Batches(images, 64, Stream(0, "data"))
     >>> batches.at(0).shape
     (64, 8, 8, 1)
+    >>> few = mg.data.Batches(images[:15], 25, Stream(0, "data"), labels=labels[:15], sampling="balanced")
+    >>> np.bincount(labels[:15]).tolist(), np.bincount(few.labels_at(0)).tolist()
+    ([2, 2, 2, 2, 2, 1, 1, 1, 1, 1], [3, 3, 3, 3, 3, 2, 2, 2, 2, 2])
     """
 
     def __init__(
@@ -135,19 +178,54 @@ class Batches:
         points: bool | None = None,
         labels: Any = None,
         classes: int = 1 << 31,
+        sampling: Any = "shuffled",
+        importance_weights: bool = False,
     ) -> None:
         if points is None:
             points = np.ndim(samples) == 2
         self.samples = as_points(samples, shape) if points else as_images(samples, shape)
         count, size = len(self.samples), 4 * self.samples[0].size
         self.labels = None if labels is None else as_labels(labels, count, classes)
-        most = min(BATCH_BYTES // size, EPOCHS * count)
+        self.sampling = sampling if isinstance(sampling, str) else "weighted"
+        self.chances = None if isinstance(sampling, str) else as_chances(sampling, count)
+        self._ends = None if self.chances is None else np.cumsum(self.chances)
+        self._groups = self._grouped()
+        epoch = len(self._groups) * min(map(len, self._groups))
+        most = min(BATCH_BYTES // size, EPOCHS * epoch)
         if isinstance(batch, bool) or not isinstance(batch, (int, np.integer)) or not 1 <= batch <= most:
             raise ConfigError(
                 f"batch is {batch!r}: expected an integer from 1 to {most} ({count} samples of {size} bytes as float32)"
             )
+        self.weights = self._importance() if importance_weights else None
         self.batch, self.stream = int(batch), stream
         self._orders: dict[int, Array] = {}
+
+    def _grouped(self) -> list[Array]:
+        """The places of the samples by group: groups take turns."""
+        if self.sampling == "balanced":
+            if self.labels is None:
+                raise ConfigError("balanced sampling needs the labels of the data")
+            _, kinds, sizes = np.unique(self.labels, return_inverse=True, return_counts=True)
+            return np.split(np.argsort(kinds, kind="stable"), np.cumsum(sizes)[:-1])
+        if self.sampling == "weighted" and self.chances is None:
+            raise ConfigError("weighted sampling needs the weights of the samples: sampling=weights")
+        if self.sampling not in SAMPLINGS:
+            raise ConfigError(f"sampling {self.sampling!r} does not exist; there are {', '.join(SAMPLINGS)}")
+        return [np.arange(len(self.samples))]
+
+    def _importance(self) -> Array:
+        if self.sampling == "shuffled":
+            raise ConfigError("importance weights are for balanced or weighted sampling: shuffled, all are 1")
+        if self.chances is None:
+            chances: Array = np.empty(len(self.samples))
+            for group in self._groups:
+                chances[group] = 1 / (len(self._groups) * len(group))
+        else:
+            chances = self.chances
+        never = int(np.count_nonzero(chances == 0))
+        if never:
+            raise ConfigError(f"importance weights: {never} samples have weight 0, and are never drawn")
+        return (1 / (len(chances) * chances)).astype(np.float32)
 
     def at(self, step: int) -> Array:
         """The batch of `step`, counted from 0: float32 (batch, H, W, C) in [0, 1], or float32 (batch, P) of points."""
@@ -158,15 +236,29 @@ class Batches:
         """The labels of the batch of `step`, int64 (batch,); `None` for samples without labels."""
         return None if self.labels is None else self.labels[self._places(step)]
 
-    def _places(self, step: int) -> Array:
-        count = len(self.samples)
-        first, end = step * self.batch, (step + 1) * self.batch
-        epochs = range(first // count, (end - 1) // count + 1)
-        # Only the orders in use are kept: one, or two where a batch straddles two epochs.
-        self._orders = {e: self._order(e) for e in epochs}
-        places = [order[max(first - e * count, 0) : end - e * count] for e, order in self._orders.items()]
-        return np.concatenate(places)
+    def weights_at(self, step: int) -> Array | None:
+        """The importance weights of the batch of `step`, float32 (batch,), if there are any."""
+        return None if self.weights is None else self.weights[self._places(step)]
 
-    def _order(self, epoch: int) -> Array:
-        known = self._orders.get(epoch)
-        return self.stream.at(epoch).permutation(len(self.samples)) if known is None else known
+    def _places(self, step: int) -> Array:
+        first, end = step * self.batch, (step + 1) * self.batch
+        if self._ends is not None:
+            chances = self.stream.at(step).uniform((self.batch,), dtype=np.float64).numpy()
+            found: Array = np.searchsorted(self._ends, chances * self._ends[-1], side="right")
+            return found
+        kinds = len(self._groups)
+        places, orders = np.empty(self.batch, np.int64), dict[int, Array]()
+        for kind, group in enumerate(self._groups):
+            # The draws `kind`, `kind` + K, `kind` + 2 K and so on are the group's.
+            begin, stop = (-((kind - n) // kinds) for n in (first, end))
+            for epoch in range(begin // len(group), (stop - 1) // len(group) + 1):
+                number = epoch * kinds + kind
+                order = self._orders.get(number)
+                orders[number] = self.stream.at(number).permutation(len(group)) if order is None else order
+                low = max(begin, epoch * len(group))
+                high = min(stop, (epoch + 1) * len(group))
+                place = low * kinds + kind - first
+                chosen = group[orders[number][low - epoch * len(group) : high - epoch * len(group)]]
+                places[place : place + (high - low) * kinds : kinds] = chosen
+        self._orders = orders  # only those in use are kept
+        return places
