@@ -1,11 +1,13 @@
 """Rare classes: how batches are drawn, the weights that undo it in the loss, and data with a long tail."""
 
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings as hypothesis, strategies as st
+from undrawn import leave_pictures_empty
 
 import minigan as mg
 from minigan import losses, train
@@ -309,6 +311,64 @@ def test_importance_weights_keep_the_share_of_a_rare_class() -> None:
         gan.fit(points, labels, steps=1500, batch=64, sampling="balanced", importance_weights=importance)
         found = discriminator(mg.tensor([[0.0], [1.0]])).numpy()[:, 0]
         np.testing.assert_allclose(found, np.log(np.array(odds) / 0.5), atol=0.15)
+
+
+# Files, and the command line
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> str:
+    """As medical data is often handed out: an archive of three parts, with labels in columns."""
+    random = np.random.default_rng(0)
+    arrays: dict[str, np.ndarray] = {}
+    for part, count in (("train", 40), ("val", 10), ("test", 10)):
+        arrays[f"{part}_images"] = random.integers(0, 256, (count, 8, 8), np.uint8)
+        arrays[f"{part}_labels"] = (np.arange(count) % 4 > 0).astype(np.uint8)[:, None]
+    path = str(tmp_path / "medical.npz")
+    np.savez(path, **arrays)  # type: ignore[arg-type]
+    return path
+
+
+def test_the_training_part_of_an_archive_is_read(archive: str) -> None:
+    found = mg.data.read(archive)
+    assert found.samples.shape == (40, 8, 8, 1) and found.labels is not None
+    assert np.bincount(found.labels).tolist() == [10, 30]
+
+
+def test_pneumonia_is_rarer_among_the_healthy() -> None:
+    places = [Path(root) / "pneumoniamnist" / "pneumoniamnist_merged.npz" for root in mg.data.sets.roots()]
+    path = next((place for place in places if place.exists()), None)
+    if path is None:
+        pytest.skip(
+            "pneumoniamnist/pneumoniamnist_merged.npz is in none of the places for data, see MINIGAN_DATA"
+        )
+    found = mg.data.read(path)
+    assert found.samples.shape == (4708, 28, 28, 1) and found.labels is not None
+    assert np.bincount(found.labels).tolist() == [1214, 3494]
+
+
+def test_the_command_line_has_balanced_sampling(
+    archive: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("typer")
+    leave_pictures_empty(monkeypatch.setattr)
+    from minigan.cli import main
+
+    out = str(tmp_path / "run")
+    common = ["train", "--data", archive, "--sampling", "balanced", "--steps"]
+    assert main([*common, "3", "--importance-weights", "--out", out]) == 0
+    training = tomllib.loads((tmp_path / "run" / "config.toml").read_text())["training"]
+    assert (training["sampling"], training["importance_weights"]) == ("balanced", True)
+    assert main(["train", "--resume", out]) == 0
+    assert "finished before" in capsys.readouterr().out
+    assert main(["train", "--resume", out, "--sampling", "shuffled"]) == 2
+    assert "importance weights are for balanced or weighted sampling" in capsys.readouterr().err
+    assert main([*common, "3", "--conditional", "--out", str(tmp_path / "classes")]) == 0
+    capsys.readouterr()
+    assert main([*common, "3", "--importance-weights", "--conditional", "--out", str(tmp_path / "x")]) == 2
+    assert "networks without classes" in capsys.readouterr().err
+    assert main(["train", "digits", "--sampling", "weighted", "--out", str(tmp_path / "x")]) == 2
+    assert "needs the weights of the samples" in capsys.readouterr().err
 
 
 # Long tails

@@ -1,5 +1,11 @@
 """How good samples are: numbers that compare them with data. Those of features say nothing without their name."""
 
+from minigan.metrics.classes import (
+    ClassReport as ClassReport,
+    ModeReport as ModeReport,
+    class_report as class_report,
+    mode_report as mode_report,
+)
 from minigan.metrics.distance import sliced_wasserstein as sliced_wasserstein
 from minigan.metrics.gaussian import frechet_distance as frechet_distance
 from minigan.metrics.kernel import kernel_distance as kernel_distance, vendi_score as vendi_score

@@ -45,18 +45,24 @@ def mode_coverage(points: Any, mixture: Mixture, sigmas: float = 3.0) -> ModeCov
     >>> found.modes, found.high_quality, found.counts.tolist()
     (2, 0.75, [2, 0, 1, 0, 0, 0, 0, 0])
     """
-    if not 0 < sigmas < math.inf:
-        raise ConfigError(f"mode_coverage: sigmas={sigmas!r}, expected a finite number above 0")
-    means, x = centred(*as_rows("mode_coverage", mixture.means, points))
-    counts = np.zeros(len(means), np.int64)
-    for part in blocks(len(x), len(means)):
-        distances = squared_distances(x[part], means)
-        nearest = distances.argmin(1)
-        good = distances[np.arange(len(nearest)), nearest] < (sigmas * mixture.std) ** 2
-        counts += np.bincount(nearest[good], minlength=len(means))
+    all_counts, counts = nearest_modes("mode_coverage", points, mixture, sigmas)
     total = int(counts.sum())
     there = counts > 0
     parts = counts[there] / max(total, 1)
     with np.errstate(divide="ignore"):  # a mode that the mixture does not have
         divergence = float((parts * np.log(parts / mixture.weights[there])).sum()) if total else float("nan")
-    return ModeCoverage(int(there.sum()), total / len(x), divergence, counts)
+    return ModeCoverage(int(there.sum()), total / int(all_counts.sum()), divergence, counts)
+
+
+def nearest_modes(name: str, points: Any, mixture: Mixture, sigmas: float) -> tuple[Array, Array]:
+    """How many points are nearest to each mean, and how many of these are of high quality: int64 (K,) both."""
+    if not 0 < sigmas < math.inf:
+        raise ConfigError(f"{name}: sigmas={sigmas!r}, expected a finite number above 0")
+    means, x = centred(*as_rows(name, mixture.means, points))
+    counts = np.zeros((2, len(means)), np.int64)
+    for part in blocks(len(x), len(means)):
+        distances = squared_distances(x[part], means)
+        nearest = distances.argmin(1)
+        good = distances[np.arange(len(nearest)), nearest] < (sigmas * mixture.std) ** 2
+        counts += [np.bincount(chosen, minlength=len(means)) for chosen in (nearest, nearest[good])]
+    return counts[0], counts[1]
