@@ -115,8 +115,9 @@ class Classifier:
     def __call__(self, images: Array) -> Array:
         """The likeliest classes, int64 (N,)."""
         with mg.no_grad():
-            scores: Array = self._last(mg.tensor(self.features(images))).numpy()
-        return np.argmax(scores, axis=1)
+            scores = self._last(mg.tensor(self.features(images))).numpy()
+        found: Array = scores.argmax(1)
+        return found
 
 
 @functools.cache
