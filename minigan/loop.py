@@ -55,8 +55,8 @@ class Plan(NamedTuple):
     on_nonfinite: str
     max_faults: int
     first_step: int
-    sampling: str = "shuffled"
-    importance_weights: bool = False
+    sampling: str
+    importance_weights: bool
 
     @property
     def stop(self) -> int:

@@ -197,7 +197,7 @@ def _images(case: dict[str, Any], quick: bool) -> dict[str, Any]:
         shape=samples.shape[1:],
         seed=seed,
         classes=classes if remedy.startswith("conditional") else None,
-        training={"steps": 50 if quick else 15_000},
+        training={"steps": 50 if quick else 8_000},
     )
     gan, seconds = _trained(config, samples, labels, remedy)
     count = 500 if quick else SAMPLES
