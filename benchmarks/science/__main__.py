@@ -34,9 +34,9 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _run(name: str, study: Study, seeds: int, quick: bool, folder: str) -> int:
+def _run(name: str, study: Study, seeds: int, quick: bool, folder: str, only: str | None) -> int:
     """One study, and its exit code; its table is printed even if it ends early."""
-    runner = Runner(name, study, seeds, quick, folder, _say)
+    runner = Runner(name, study, seeds, quick, folder, _say, only or "")
     runner.announce()
     code = 0
     try:
@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.quick:
             folder = stack.enter_context(tempfile.TemporaryDirectory())
         for name in dict.fromkeys(options.studies or known):
-            code = _run(name, known[name], options.seeds, options.quick, folder)
+            code = _run(name, known[name], options.seeds, options.quick, folder, options.only)
             if code == 130:
                 return code
             worst = max(worst, code)

@@ -6,21 +6,16 @@ others 2019 ("GDPP"). G: z ~ N(0, I_256) → 128 → 128 → 2, D: 2 → 128 →
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from itertools import pairwise
 from statistics import fmean
 from typing import Any
-
-import numpy as np
 
 import minigan as mg
 from benchmarks.science.figures import ERRORS, markdown
 from benchmarks.science.planar import HEADING, MIXTURES, NOTES, cells, measured, trained
 from minigan.nn import Activation, Dense, Module, SpectralNorm
 from minigan.ops import Stream
-from minigan.penalties import Penalty
-from minigan.tensor import Tensor, asarray
-from minigan.trace import host
 
 STEPS, BATCH, POINTS = 25_000, 512, 1 << 20
 
@@ -38,39 +33,28 @@ OURS = {
 #   r1, r2: weight at the first and the last step, falling by equal factors; wgan_gp: weight
 #   noise: standard deviation of the instance noise at the first step, falling linearly to 0
 #   spectral: spectral norm in all layers of the discriminator
+#   optimistic: both optimisers are
 #   game: further arguments of `mg.GAN`, as they are
+BASE = {"loss": "non_saturating", "lr": [1e-3, 1e-3], "decay_from": 0.3}
 METHODS: dict[str, dict[str, Any]] = {
     "the protocol's own, minimax": {"loss": "minimax", "lr": [1e-3, 1e-4]},
     "the protocol's own, non-saturating": {"loss": "non_saturating", "lr": [1e-3, 1e-4]},
-    "NS, lr of D 1e-3, decay": {"loss": "non_saturating", "lr": [1e-3, 1e-3], "decay_from": 0.3},
-    "NS + instance noise, decay": {
-        "loss": "non_saturating",
-        "lr": [1e-3, 1e-3],
-        "decay_from": 0.3,
-        "noise": 0.1,
-    },
-    "NS + R1, decay": {"loss": "non_saturating", "lr": [1e-3, 1e-3], "decay_from": 0.3, "r1": [0.5, 0.0005]},
-    "WGAN-GP, one step of D": {
-        "loss": "wasserstein",
-        "lr": [1e-3, 1e-3],
-        "decay_from": 0.3,
-        "wgan_gp": 0.1,
-    },
-    "hinge + spectral norm, decay": {
-        "loss": "hinge",
-        "lr": [1e-3, 1e-3],
-        "decay_from": 0.3,
-        "spectral": True,
-    },
+    "NS, lr of D 1e-3, decay": BASE,
+    "the same + instance noise": BASE | {"noise": 0.1},
+    "the same + R1": BASE | {"r1": [0.5, 0.0005]},
+    "the same + packs of 2": BASE | {"game": {"pack": 2}},
+    "the same + unrolling, 5 steps": BASE | {"game": {"unroll": 5}},
+    "the same + extragradient": BASE | {"game": {"update": "extragradient"}},
+    "the same + consensus": BASE | {"game": {"update": "simultaneous", "consensus": 0.1}},
+    "the same + optimistic": BASE | {"optimistic": True},
+    "the same + feature matching": BASE | {"game": {"feature_matching": 1.0}},
+    "WGAN-GP, one step of D, decay": BASE | {"loss": "wasserstein", "wgan_gp": 0.1},
+    "hinge + spectral norm, decay": BASE | {"loss": "hinge", "spectral": True},
     "RpGAN + R1 + R2, decay": OURS,
     # A logit that follows the logarithm of a Gaussian has E |∇D|² = 2/σ², 20,000 on the ring: R1 makes that 5 at a
     # weight of 0.0005, many times the loss at the optimum, and 0.05 at 5e-6.
     "RpGAN + R1 + R2 to 5e-6, decay": OURS | {"r1": [0.5, 5e-6], "r2": [0.5, 5e-6]},
 }
-# Methods of the game itself are added here, by the arguments of `mg.GAN` that choose them:
-# METHODS |= {"unrolled, 5 steps": {"loss": …, "lr": […], "game": {"…": 5}}, …}: unrolled, packing, extragradient,
-# optimistic, consensus, feature matching.
-
 # Modes and high quality in %, of ring and grid.
 PUBLISHED = {
     "GAN (VEEGAN, Table 1)": ("1", "99.3", "3.3", "0.5"),
@@ -92,8 +76,10 @@ ABOUT = (
 SIZES_G, SIZES_D = (256, 128, 128, 2), (2, 128, 128, 1)
 
 
-def networks(seed: int, spectral: bool = False) -> tuple[mg.models.Generator, mg.models.Discriminator]:
-    """Those of the protocol."""
+def networks(
+    seed: int, spectral: bool = False, pack: int = 1
+) -> tuple[mg.models.Generator, mg.models.Discriminator]:
+    """Those of the protocol; the discriminator is one of packs."""
 
     def layers(sizes: tuple[int, ...], purpose: str, normed: bool) -> list[Module]:
         stream = Stream(seed, purpose)
@@ -106,35 +92,28 @@ def networks(seed: int, spectral: bool = False) -> tuple[mg.models.Generator, mg
 
     return (
         mg.models.Generator(SIZES_G[0], (2,), *layers(SIZES_G, "generator/init", False), bounds=None),
-        mg.models.Discriminator((2,), *layers(SIZES_D, "discriminator/init", spectral)),
+        mg.models.Discriminator(
+            (2 * pack,), *layers((2 * pack, *SIZES_D[1:]), "discriminator/init", spectral)
+        ),
     )
-
-
-def falling(make: Callable[[float], Penalty], weights: list[float], steps: int) -> Penalty:
-    """A penalty whose weight falls from the first to the second by equal factors, in so many steps."""
-    # To become make(optim.exponential(...)) as soon as the weight of a penalty may be a schedule.
-    unit, (first, last) = make(1.0), weights
-
-    def compute(
-        d: Any, real: Tensor, fake: Tensor, real_logits: Tensor, fake_logits: Tensor, random: Stream
-    ) -> Tensor:
-        weight = host(lambda: np.array(first * (last / first) ** (random.step / steps), np.float32))
-        return unit(d, real, fake, real_logits, fake_logits, random) * asarray(weight)
-
-    return Penalty(unit.name, 1.0, compute)
 
 
 def gan_of(method: Mapping[str, Any], steps: int, seed: int) -> mg.GAN:
     """The networks of the protocol with a method, for a run of so many steps."""
     begin, noise = method.get("decay_from"), method.get("noise", 0.0)
     rates = [rate if begin is None else mg.optim.linear(rate, steps, begin) for rate in method["lr"]]
-    of_g, of_d = (mg.optim.Adam(rate, b1=0.5, eps=1e-8) for rate in rates)
+    optimistic, game = method.get("optimistic", False), method.get("game", {})
+    of_g, of_d = (mg.optim.Adam(rate, b1=0.5, eps=1e-8, optimistic=optimistic) for rate in rates)
     pairs = (("r1", mg.penalties.r1), ("r2", mg.penalties.r2))
-    penalties = [falling(make, method[name], steps) for name, make in pairs if name in method]
+    penalties = [
+        make(mg.optim.exponential(method[name][0], steps, end=method[name][1] / method[name][0]))
+        for name, make in pairs
+        if name in method
+    ]
     if "wgan_gp" in method:
         penalties.append(mg.penalties.wgan_gp(method["wgan_gp"]))
     return mg.GAN(
-        *networks(seed, method.get("spectral", False)),
+        *networks(seed, method.get("spectral", False), game.get("pack", 1)),
         loss=method["loss"],
         penalty=penalties,
         optimizer=of_g,
@@ -143,7 +122,7 @@ def gan_of(method: Mapping[str, Any], steps: int, seed: int) -> mg.GAN:
         latent="normal",
         share_fake=True,
         seed=seed,
-        **method.get("game", {}),
+        **game,
     )
 
 

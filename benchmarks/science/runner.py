@@ -119,34 +119,43 @@ class Runner:
         seeds, quick: which cases.
         folder: where STUDY.jsonl and STUDY.md are written; it is made if need be.
         say: told in lines what goes on.
+        only: run the cases alone in whose line this text stands; the table is of all that are there.
     """
 
     def __init__(
-        self, name: str, study: Study, seeds: int, quick: bool, folder: str, say: Callable[[str], None]
+        self,
+        name: str,
+        study: Study,
+        seeds: int,
+        quick: bool,
+        folder: str,
+        say: Callable[[str], None],
+        only: str = "",
     ) -> None:
         self.name, self.study, self.quick, self.say = name, study, quick, say
         self.cases = study.cases(seeds, quick)
+        self.wanted = [case for case in self.cases if only in _title(case)]
         os.makedirs(folder, exist_ok=True)
         self.results = Results(os.path.join(folder, f"{name}.jsonl"), say)
         self.report = os.path.join(folder, f"{name}.md")
 
     def announce(self) -> None:
         """Say what the study is, how much of it is to be run, and how long that takes."""
-        done = self.results.of(self.cases)
-        left = len(self.cases) - len(done)
+        done = self.results.of(self.wanted)
+        left = len(self.wanted) - len(done)
         self.say(f"{self.name}: {self.study.ABOUT}")
         if done and left:
             guess = duration(left * fmean(kept["seconds"] for kept in done))
             self.say(
-                f"{self.name}: {left} of {len(self.cases)} runs are left, about {guess} by those there are"
+                f"{self.name}: {left} of {len(self.wanted)} runs are left, about {guess} by those there are"
             )
         else:
-            self.say(f"{self.name}: {left or 'none'} of {len(self.cases)} runs are left")
+            self.say(f"{self.name}: {left or 'none'} of {len(self.wanted)} runs are left")
 
     def run(self) -> Iterator[Kept]:
         """Make the runs that are not there yet, one by one; each is on the disk when it is given out."""
         about = machine.description()
-        for number, case in enumerate(self.cases, 1):
+        for number, case in enumerate(self.wanted, 1):
             if digest(case) in self.results.kept:
                 continue
             load, begun, cpu = machine.load(), time.perf_counter(), time.process_time()
@@ -165,7 +174,7 @@ class Runner:
                 f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in result.items()
             )
             self.say(
-                f"{self.name} {number}/{len(self.cases)} {_title(case)}: {values} ({kept['seconds']:.0f} s)"
+                f"{self.name} {number}/{len(self.wanted)} {_title(case)}: {values} ({kept['seconds']:.0f} s)"
             )
             yield kept
 
