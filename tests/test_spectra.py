@@ -175,3 +175,18 @@ def test_damaged_checkpoints_are_passed_over(run: str, tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-1] + b"x")
     assert [each.step for each in spectra.along(copy, note=notes.append)] == [10, 30]
     assert len(notes) == 1 and "20.safetensors" in notes[0]
+
+
+def test_conditional_images_have_labels_and_bounds() -> None:
+    """The generator ends in a tanh, so the discriminator sees the data from -1 to 1, with its labels."""
+    images, labels = mg.data.digits()
+    g = mg.models.mlp_generator(3, (4,), (8, 8, 1), output="tanh", classes=10, dtype="float64")
+    d = mg.models.mlp_discriminator((8, 8, 1), (4,), classes=10, dtype="float64")
+    one = mg.GAN(g, d)
+    found = spectra.spectrum(one, images, labels, batch=32, latents=2)
+    batches = mg.data.Batches(images, 32, mg.ops.Stream(0, "spectrum"), labels=labels)
+    real, known = mg.tensor(batches.at(0).astype(np.float64) * 2 - 1), mg.tensor(batches.labels_at(0))
+    z = mg.ops.Stream(0, "spectrum latents").uniform((32, 3), -1.0, 1.0, dtype=np.float64)
+    expected = one.game.field(real, z, labels=known).vector()
+    assert found.norm == pytest.approx(np.linalg.norm(expected))
+    assert found.singular_values.shape == (3,) and 1 <= found.condition < np.inf
