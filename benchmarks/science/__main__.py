@@ -21,6 +21,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("studies", nargs="*", metavar="STUDY", help="which; all if none is named")
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="runs of each kind; 5")
+    parser.add_argument("--only", metavar="TEXT", help="only runs in whose line this text stands")
     parser.add_argument(
         "--quick", action="store_true", help="tiny runs that are not kept: does all of it work?"
     )
