@@ -102,11 +102,16 @@ SETS = {
 }
 
 
+def cache_folder() -> str:
+    """What minigan keeps for the user: minigan in `$XDG_CACHE_HOME`, or in ~/.cache."""
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return os.path.join(cache, "minigan")
+
+
 def roots(data_dir: Path | None = None) -> list[str]:
     """Where data sets are looked for: `data_dir`, `$MINIGAN_DATA`, and minigan/data in the user's cache."""
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     given = os.fsdecode(data_dir) if data_dir else None
-    places = (given, os.environ.get("MINIGAN_DATA"), os.path.join(cache, "minigan", "data"))
+    places = (given, os.environ.get("MINIGAN_DATA"), os.path.join(cache_folder(), "data"))
     return [place for place in places if place]
 
 
