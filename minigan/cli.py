@@ -1,4 +1,4 @@
-"""The command line: `minigan train`, `sample`, `inspect`, `spectrum` and `data`."""
+"""The command line: `minigan train`, `sample`, `evaluate`, `spectrum`, `inspect` and `data`."""
 
 import contextlib
 import json
@@ -15,7 +15,19 @@ import numpy as np
 import typer
 from typer.core import TyperGroup
 
-from minigan import __version__, backend, checkpoint, data, folder, presets, report, settings, spectra, state
+from minigan import (
+    __version__,
+    backend,
+    checkpoint,
+    data,
+    evaluate,
+    folder,
+    presets,
+    report,
+    settings,
+    spectra,
+    state,
+)
 from minigan.data.sampler import SAMPLINGS
 from minigan.errors import (
     CheckpointError,
@@ -25,7 +37,6 @@ from minigan.errors import (
     MiniganError,
     NonFiniteError,
 )
-from minigan.extras import needs
 from minigan.files import replacing
 from minigan.guard import POLICIES
 from minigan.pictures import image_grid, points_plot, save_png
@@ -358,6 +369,38 @@ def sample(
     say(f"{len(samples):,} samples in {out}")
 
 
+@app.command("evaluate")
+def measure(
+    run: Run,
+    source: Annotated[
+        str | None, _option("Other data to compare with than the run was trained on.", "--data")
+    ] = None,
+    data_dir: DataDir = None,
+    features: Annotated[
+        str | None,
+        _choice("What samples are compared by. Default: classifier, with labels.", evaluate.FEATURES),
+    ] = None,
+    n: Annotated[int, _option("How many samples.", "-n", least=evaluate.LEAST)] = 5000,
+    seed: Annotated[int, _option("Of the latents, and of all that is drawn at random.", least=0)] = 0,
+    raw: Annotated[bool, _option("Use the last weights, not their average.", "--raw")] = False,
+    json_file: Annotated[str | None, _option("Write the table as JSON.", "--json")] = None,
+    picture: Annotated[
+        str | None, _option("Write a .png of the samples most like copies, beside the nearest of the data.")
+    ] = None,
+    resamples: Annotated[int, _option("Random halves, for the intervals.", least=2)] = 20,
+    debug: Debug = False,
+) -> None:
+    """Measure how good the samples of a run are: distances to the data, precision and recall, classes, copies."""
+    _not_empty(RUN=run, data=source, data_dir=data_dir, json=json_file, picture=picture)
+    options: dict[str, Any] = {"features": features, "n": n, "seed": seed, "raw": raw, "resamples": resamples}
+    with report.stages() as progress:
+        lines = evaluate.evaluate(
+            run, source, data_dir, json_file=json_file, picture=picture, progress=progress, **options
+        )
+    for line in lines:
+        say(line)
+
+
 @app.command()
 def spectrum(
     run: Run,
@@ -436,28 +479,9 @@ def fetch(
     """Download the files of a data set, and check that they are right."""
     known = data.SETS.get(name)
     place = os.path.join(data_dir, known.folder) if data_dir and known else None
-    with _downloads() as show:
+    with report.downloads() as show:
         place = data.fetch(name, place, progress=show)
     say(f"{name} is in {place}")
-
-
-@contextlib.contextmanager
-def _downloads() -> Iterator[Callable[[str, int, int], object]]:
-    """Shows how much of a file is there: a bar on a terminal, and elsewhere a line at its end."""
-    if sys.stdout is None or not sys.stdout.isatty():
-        yield lambda file, done, size: say(f"{file}: {size:,} bytes") if done == size else None
-        return
-    rich, console = needs("rich.progress", "cli"), needs("rich.console", "cli")
-    columns = ["{task.description}", rich.BarColumn(), rich.DownloadColumn(), rich.TransferSpeedColumn()]
-    with rich.Progress(*columns, console=console.Console(file=report.Screen(sys.stdout))) as bars:
-        tasks: dict[str, Any] = {}
-
-        def show(file: str, done: int, size: int) -> None:
-            if file not in tasks:
-                tasks[file] = bars.add_task(file)
-            bars.update(tasks[file], completed=done, total=size)
-
-        yield show
 
 
 # Around the commands

@@ -85,6 +85,28 @@ def side_by_side(real: Any, generated: Any, columns: int | None = None) -> Array
     return np.concatenate([left, np.full_like(left[:, : max(12, left.shape[1] // 20)], 255), right], axis=1)
 
 
+def beside_nearest(samples: Any, nearest: Any) -> Array:
+    """Rows of a sample and the training samples nearest to it, under a caption, as pixels; needs Pillow, extra `cli`.
+
+    Args:
+        samples: (N, H, W, C), as `image_grid` takes them, with its errors.
+        nearest: (N, k, H, W, C), such as `training[minigan.metrics.memorisation(samples, training).indices]`.
+
+    >>> import numpy as np
+    >>> from minigan.pictures import beside_nearest
+    >>> beside_nearest(np.zeros((4, 28, 28, 1)), np.ones((4, 5, 28, 28, 1))).dtype
+    dtype('uint8')
+    """
+    samples, nearest = np.asarray(samples), np.asarray(nearest)
+    if nearest.ndim != 5 or nearest.shape[0] != len(samples) or nearest.shape[2:] != samples.shape[1:]:
+        raise DataError(f"samples of shape {samples.shape} beside nearest ones of shape {nearest.shape}")
+    left = image_grid(samples, 1)
+    right = image_grid(nearest.reshape(-1, *nearest.shape[2:]), nearest.shape[1])
+    gap = np.full_like(left[:, : max(6, left.shape[1] // 5)], 255)
+    whole = needs("PIL.Image", "cli").fromarray(np.concatenate([left, gap, right], axis=1))
+    return np.asarray(_captioned([whole], ["generated, and nearest in the data"])[0])
+
+
 def _captioned(pictures: Sequence[Any], texts: Sequence[str]) -> list[Any]:
     """Pillow's pictures of one size with a white strip above that has the text, all as wide as the longest needs."""
     image, draw = needs("PIL.Image", "cli"), needs("PIL.ImageDraw", "cli")

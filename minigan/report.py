@@ -2,7 +2,7 @@
 
 import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -138,14 +138,53 @@ def _left(record: Record, stop: int) -> str:
 
 def progress(start: int, stop: int) -> Progress:
     """A live bar if standard output is a terminal and rich is installed, plain lines otherwise."""
+    console = _terminal()
+    return Lines(start, stop) if console is None else Bar(start, stop, console)
+
+
+def _terminal() -> Any:
+    """Rich's console on standard output, if that is a terminal and rich is installed; otherwise `None`."""
     try:
         if sys.stdout is not None and sys.stdout.isatty():
             console = needs("rich.console", "cli").Console(file=Screen(sys.stdout))
             if console.is_terminal and not console.is_dumb_terminal:
-                return Bar(start, stop, console)
+                return console
     except (ExtraError, ValueError):  # ValueError: standard output was closed
         pass
-    return Lines(start, stop)
+    return None
+
+
+@contextlib.contextmanager
+def stages() -> Iterator[Callable[[str, int, int], None]]:
+    """What shows how far the parts of some work are, on a terminal, until it is done: called with name, done, total."""
+    console = _terminal()
+    if console is None:
+        yield lambda name, done, total: None
+        return
+    bars = needs("rich.progress", "cli")
+    columns = (bars.TextColumn("{task.description}"), bars.BarColumn(), bars.TimeElapsedColumn())
+    with bars.Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("")
+        yield lambda name, done, total: bar.update(task, description=name, completed=done, total=total)
+
+
+@contextlib.contextmanager
+def downloads() -> Iterator[Callable[[str, int, int], object]]:
+    """What shows how much of a file is there: a bar on a terminal, and elsewhere a line at its end."""
+    if sys.stdout is None or not sys.stdout.isatty():
+        yield lambda file, done, size: say(f"{file}: {size:,} bytes") if done == size else None
+        return
+    rich, console = needs("rich.progress", "cli"), needs("rich.console", "cli")
+    columns = ["{task.description}", rich.BarColumn(), rich.DownloadColumn(), rich.TransferSpeedColumn()]
+    with rich.Progress(*columns, console=console.Console(file=Screen(sys.stdout))) as bars:
+        tasks: dict[str, Any] = {}
+
+        def show(file: str, done: int, size: int) -> None:
+            if file not in tasks:
+                tasks[file] = bars.add_task(file)
+            bars.update(tasks[file], completed=done, total=size)
+
+        yield show
 
 
 def column(records: Sequence[Record], key: str) -> Array:

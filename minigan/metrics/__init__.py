@@ -6,11 +6,11 @@ from minigan.metrics.classes import (
     class_report as class_report,
     mode_report as mode_report,
 )
-from minigan.metrics.classifier import Classifier as Classifier, classifier as classifier
 from minigan.metrics.distance import sliced_wasserstein as sliced_wasserstein
 from minigan.metrics.gaussian import frechet_distance as frechet_distance
 from minigan.metrics.intervals import Interval as Interval, confidence_interval as confidence_interval
 from minigan.metrics.kernel import kernel_distance as kernel_distance, vendi_score as vendi_score
+from minigan.metrics.learned import Classifier as Classifier, classifier as classifier
 from minigan.metrics.likelihood import (
     Likelihood as Likelihood,
     parzen_log_likelihood as parzen_log_likelihood,
@@ -31,6 +31,7 @@ from minigan.metrics.nearest import (
 from minigan.metrics.neighbours import Neighbours as Neighbours, precision_recall as precision_recall
 from minigan.metrics.spaces import (
     Space as Space,
+    as_space as as_space,
     label as label,
     pca as pca,
     pixels as pixels,

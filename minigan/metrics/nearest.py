@@ -34,6 +34,9 @@ def two_sample_test(x: Any, y: Any, k: int | None = None, seed: int = 0) -> TwoS
     which half of them is x is as probable, and how many of those named x are right is hypergeometric (Fisher's exact
     test, one-sided). The paper has N(1/2, 1/4m) for the accuracy of m independent names, to which this is near.
 
+    It does not see everything: samples in the middle of the data, such as means, are the nearest to real ones too, and
+    all are then named y. `of_real` and `of_generated` far from each other show that.
+
     Args:
         x, y: (N, ...) and (M, ...), at least 4 of each; of more of one, the first min(N, M) are taken.
         k: by default the paper's ⌊√n⌋ of the n samples whose name is known.

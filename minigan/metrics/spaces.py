@@ -53,19 +53,30 @@ class Space:
         return f"<feature space {self.name}>"
 
 
-def label(measure: str, space: Any) -> str:
-    """The name of a number with that of its feature space: a `Space`'s, or that of a function.
+def as_space(features: Space | Callable[[Array], Any]) -> Space:
+    """A space as it is, or one of a function with a name; `ConfigError` for one without.
 
-    `ConfigError` for a function without a name.
+    >>> import numpy as np
+    >>> from minigan.metrics import as_space
+    >>> as_space(np.sign).name
+    'sign'
+    """
+    if isinstance(features, Space):
+        return features
+    name = getattr(features, "name", None) or getattr(features, "__name__", None)
+    if not isinstance(name, str) or name == "<lambda>" or not callable(features):
+        raise ConfigError("the feature space has no name: use minigan.metrics.Space(name, function)")
+    return Space(name, features)
+
+
+def label(measure: str, features: Space | Callable[[Array], Any]) -> str:
+    """The name of a number with that of its feature space, as of `as_space`.
 
     >>> from minigan.metrics import label, pixels
     >>> label("frechet_distance", pixels)
     'frechet_distance[pixels]'
     """
-    name = getattr(space, "name", None) or getattr(space, "__name__", "<lambda>")
-    if name == "<lambda>":
-        raise ConfigError("the feature space has no name: use minigan.metrics.Space(name, function)")
-    return f"{measure}[{name}]"
+    return f"{measure}[{as_space(features).name}]"
 
 
 def _flat(samples: Array) -> Array:

@@ -100,7 +100,7 @@ def classifier(
 
     Args:
         images, labels: as `minigan.data.as_images` or `as_points` and `as_labels` take them, at least 20, of at least
-            two classes, else `DataError`.
+            two classes and no more than there are samples, else `DataError`.
         steps, batch, lr: of the training; `ConfigError` for steps or a batch below 1.
         seed: of the weights, the order of the data, and what is held out.
         cache: the folder that keeps it instead.
@@ -119,6 +119,8 @@ def classifier(
         raise DataError(
             f"classifier: {len(samples)} samples of {len(np.unique(known))} classes: expected at least {LEAST} of 2"
         )
+    if classes > len(samples):
+        raise DataError(f"classifier: labels up to {classes - 1} for {len(samples)} samples")
     if not (steps >= 1 and batch >= 1):
         raise ConfigError(f"classifier: {steps} steps of batch {batch}: expected at least 1")
     settings = {"version": VERSION, "steps": steps, "batch": batch, "lr": lr, "seed": seed}
