@@ -194,6 +194,17 @@ def test_the_error_is_that_of_the_whole_sample() -> None:
     assert (both.low + both.high) / 2 == pytest.approx(both.value)
 
 
+def test_the_error_of_distances_and_neighbours_is_how_much_they_vary() -> None:
+    def measures(x: np.ndarray, y: np.ndarray) -> list[float]:
+        return [metrics.frechet_distance(x, y), *metrics.precision_recall(x, y, k=3)]
+
+    runs = _random().normal(size=(80, 2, 120, 3)) * np.array([1.0, 0.8])[:, None, None]
+    found = [metrics.confidence_interval(measures, *run, resamples=10) for run in runs]
+    spread = np.std([each.value for each in found], axis=0, ddof=1)
+    errors = np.sqrt(np.mean([each.error**2 for each in found], axis=0))
+    assert (errors > 0.75 * spread).all() and (errors < 1.75 * spread).all()
+
+
 def test_several_numbers_at_once() -> None:
     x = _random().normal(size=(60, 2))
     calls: list[int] = []
