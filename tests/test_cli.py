@@ -21,6 +21,7 @@ from undrawn import CURVES, GIF, leave_pictures_empty
 
 import minigan as mg
 from minigan import __main__, cli, pictures, state
+from minigan.commands import look
 
 SHORT = ["train", "--steps", "20", "--batch", "16"]
 COMMAND = [sys.executable, "-m", "minigan"]
@@ -612,7 +613,7 @@ def test_every_family_has_its_exit_code(
     def fail(path: str, raw: bool) -> None:
         raise error
 
-    monkeypatch.setattr(cli, "sampler", fail)
+    monkeypatch.setattr(look, "sampler", fail)
     assert cli.main(["sample", "x"]) == code
     line = one_line(capsys)
     assert ("a b" in line or code == 130) and "Traceback" not in line
@@ -778,6 +779,6 @@ def test_notes_are_one_line(
         warnings.warn("kernels are slow", RuntimeWarning, stacklevel=1)
         return np.zeros((8, 8), np.uint8)
 
-    monkeypatch.setattr(cli, "image_grid", warn)
+    monkeypatch.setattr(look, "image_grid", warn)
     assert cli.main(["sample", run, "--out", "a.png"]) == 0
     assert capsys.readouterr().err == "minigan: note: kernels are slow\n"
