@@ -107,17 +107,17 @@ def characteristic(amplitude: float = 0.5) -> Loss:
     if not 0 <= amplitude <= 1:
         raise ConfigError(f"characteristic: amplitude {amplitude}, expected 0 to 1")
 
-    def distance(real: Tensor | None, fake: Tensor) -> Tensor:
+    def distance(real: Tensor | None, fake: Tensor, of_real: Tensor | None = None) -> Tensor:
         if real is None or real.ndim not in (1, 2) or real.shape[1:] != fake.shape[1:]:
             shapes = f"{None if real is None else real.shape} and {fake.shape}"
             raise ShapeError(f"characteristic: logits of shapes {shapes}, expected (N, d) and (M, d)")
         x, y = (a.reshape((a.shape[0], a.size // max(a.shape[0], 1))) for a in (real, fake))
         t, weights = normal_frequencies(x.shape[1], x.dtype)
-        return characteristic_distance(x, y, t, amplitude, weights)
+        return characteristic_distance(x, y, t, amplitude, weights, of_real)
 
     return Loss(
         "characteristic" if amplitude == 0.5 else f"characteristic, amplitude {amplitude:g}",
-        lambda real, fake, real_label=1.0: -distance(real, fake),
+        lambda real, fake, real_label=1.0, weights=None: -distance(real, fake, weights),
         distance,
         formula="with the logit a, over t ~ N(0, 1): δ = E_t |E e^{i t a(x)} - E e^{i t a(G(z))}|²; D: -δ; G: δ",
         optimum="D: 0; G: 0",

@@ -12,11 +12,14 @@ from minigan.tensor import Tensor, TensorLike, lift
 TINY = 1e-20  # of the product of two squared amplitudes
 
 
-def characteristic_function(x: TensorLike, t: TensorLike) -> tuple[Tensor, Tensor]:
+def characteristic_function(
+    x: TensorLike, t: TensorLike, of_samples: TensorLike | None = None
+) -> tuple[Tensor, Tensor]:
     """The empirical characteristic function φ(t) = mean e^{i<t, x>}, as real and imaginary part, (K,) each.
 
-    x: samples (N, d); t: frequencies (K, d). `ShapeError` if they do not fit. Of a normal distribution with mean m and
-    covariance S, φ(t) = e^{i<t, m> - <t, S t>/2}.
+    x: samples (N, d); t: frequencies (K, d); of_samples: weights (N,) of mean 1 that multiply the terms of the mean.
+    `ShapeError` if they do not fit. For a normal distribution with mean m and covariance S it is
+    e^{i<t, m> - <t, S t>/2}.
 
     >>> import math, minigan as mg
     >>> real, imaginary = mg.analysis.characteristic_function([[0.0], [math.pi]], [[1.0], [2.0]])
@@ -30,15 +33,27 @@ def characteristic_function(x: TensorLike, t: TensorLike) -> tuple[Tensor, Tenso
             " (K, d)"
         )
     angles = samples @ frequencies.mT
-    return cos(angles).mean(0), sin(angles).mean(0)
+    if of_samples is None:
+        return cos(angles).mean(0), sin(angles).mean(0)
+    weights = lift(of_samples)
+    if weights.shape != samples.shape[:1]:
+        raise ShapeError(f"weights of shape {weights.shape} for samples of shape {samples.shape}")
+    column = weights.reshape(-1, 1)
+    return (cos(angles) * column).mean(0), (sin(angles) * column).mean(0)
 
 
 def characteristic_distance(
-    x: TensorLike, y: TensorLike, t: TensorLike, amplitude: float = 0.5, weights: TensorLike | None = None
+    x: TensorLike,
+    y: TensorLike,
+    t: TensorLike,
+    amplitude: float = 0.5,
+    weights: TensorLike | None = None,
+    of_x: TensorLike | None = None,
 ) -> Tensor:
     """The mean over frequencies t (K, d) of a squared difference of the characteristic functions of x and y.
 
     weights: of the frequencies (K,), as those of a quadrature, with the sum 1; by default all are 1 / K.
+    of_x: of the samples x (N,), with the mean 1, as those of importance sampling; by default all are 1.
 
     With `amplitude` 1/2 it is |φ_x(t) - φ_y(t)|² (Ansari, Scarlett and Soh 2020, "A characteristic function approach to
     deep implicit generative modeling", eq. 3). That is the sum of a part of the amplitudes, (|φ_x| - |φ_y|)², of what
@@ -58,7 +73,7 @@ def characteristic_distance(
     """
     if not 0 <= amplitude <= 1:
         raise ConfigError(f"characteristic_distance: amplitude {amplitude}, expected 0 to 1")
-    a, b = characteristic_function(x, t)
+    a, b = characteristic_function(x, t, of_x)
     c, d = characteristic_function(y, t)
     if weights is not None and lift(weights).shape != a.shape:
         raise ShapeError(
