@@ -5,6 +5,7 @@ from minigan.check import check_grad
 from minigan.checkpoint import load, save
 from minigan.errors import (
     CheckpointError,
+    CollapseError,
     ConfigError,
     DataError,
     DeviceError,
@@ -26,6 +27,7 @@ __version__ = "0.1.0"
 __all__ = [
     "GAN",
     "CheckpointError",
+    "CollapseError",
     "ConfigError",
     "DTypeError",
     "DataError",

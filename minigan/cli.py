@@ -14,10 +14,25 @@ from minigan import __version__
 from minigan.commands import look, sets
 from minigan.commands.options import fail, note, option
 from minigan.commands.train import train
-from minigan.errors import CheckpointError, ConfigError, DataError, DeviceError, MiniganError, NonFiniteError
+from minigan.errors import (
+    CheckpointError,
+    CollapseError,
+    ConfigError,
+    DataError,
+    DeviceError,
+    MiniganError,
+    NonFiniteError,
+)
 from minigan.report import say
 
-EXITS = ((ConfigError, 2), (DataError, 3), (CheckpointError, 4), (NonFiniteError, 5), (DeviceError, 7))
+EXITS = (
+    (ConfigError, 2),
+    (DataError, 3),
+    (CheckpointError, 4),
+    (NonFiniteError, 5),
+    (CollapseError, 6),
+    (DeviceError, 7),
+)
 
 
 class Commands(TyperGroup):

@@ -21,6 +21,10 @@ class NonFiniteError(MiniganError, FloatingPointError):
     """A loss or gradient is NaN or infinite."""
 
 
+class CollapseError(MiniganError, RuntimeError):
+    """A generator makes only a few kinds of samples, in a run that was to stop then; the message has the numbers."""
+
+
 class CheckpointError(MiniganError, OSError):
     """A file of weights cannot be written, read or trusted; the message has the path and the reason."""
 

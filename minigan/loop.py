@@ -19,11 +19,12 @@ import numpy as np
 from minigan import pictures, state
 from minigan.backend import Array
 from minigan.data import Batches
-from minigan.errors import CheckpointError, NonFiniteError
+from minigan.errors import CheckpointError, CollapseError, NonFiniteError
 from minigan.folder import EVENTS, RunFolder, read_lines
 from minigan.game import Game
 from minigan.guard import RATE_FACTOR, Guard, Watch
 from minigan.metrics import sliced_wasserstein
+from minigan.monitor import Episodes, Monitor, describe, gap
 from minigan.ops import sigmoid
 from minigan.report import LOGGED, Progress, Record
 from minigan.sampling import Sampler
@@ -54,6 +55,8 @@ class Plan(NamedTuple):
     save_every: int
     on_nonfinite: str
     max_faults: int
+    monitor_every: int
+    on_collapse: str
     first_step: int
     sampling: str
     importance_weights: bool
@@ -132,6 +135,7 @@ class Loop:
         compared: some of the data, for pictures and the distance to it: one batch.
         plan: for how long, and how often what is done.
         guard: what follows a NaN.
+        monitor: looks at whether the generator collapses.
         config: all settings, for the checkpoints.
         folder: where it is written, or `None`.
         shown: where it is shown.
@@ -145,6 +149,7 @@ class Loop:
         compared: Batches,
         plan: Plan,
         guard: Guard,
+        monitor: Monitor,
         config: Mapping[str, Any],
         folder: RunFolder | None,
         shown: Progress,
@@ -154,6 +159,7 @@ class Loop:
         self.plan, self.config = plan, config
         self.folder, self.shown = folder, shown
         self.guard, self.watch = guard, Watch()
+        self.monitor, self.episodes = monitor, Episodes()
         self.records: list[Record] = []
         self.events: list[dict[str, Any]] = []
         self.log = self._new_log(0.0)
@@ -212,9 +218,10 @@ class Loop:
 
     def _watch_again(self) -> None:
         """Forget what was seen after the records there are; what these warned of is not told again."""
-        self.watch = Watch()
+        self.watch, self.episodes = Watch(), Episodes()
         for record in self.records:
             self.watch.see(record)
+            self.episodes.see(record)
 
     def _advance(self) -> None:
         game = self.gan.game
@@ -232,29 +239,42 @@ class Loop:
             self.tell("skipped", f"{error}: it is skipped ({self.guard.faults} of {self.guard.limit})")
         else:
             self.log.rows.append(metrics)
-        due = self._due(self.plan.save_every)
+        due, looked = self._due(self.plan.save_every), dict[str, float]()
         quality = self._distance() if due and self.folder else None
         # Records and pictures go before the checkpoint: a run that goes on from this does not make them again.
         if self.log.rows and self._due(LOG_EVERY):
             record = self.log.record(game.steps)
             if quality is not None:
                 record["sliced_wasserstein"] = quality
+            looked = self._look(record)
+            record |= looked
             self.records.append(record)
             self.shown.update(record)
             if self.folder:
                 self.folder.record(record)
-            for kind, text in self.watch.see(record):
+            for kind, text in self.watch.see(record) + self.episodes.see(record):
                 self.tell(kind, text)
         if self._due(self.plan.sample_every):
             self._draw_samples()
         if due:
             self._save(quality, due=True)
             self.good = self._last_good()
+        if looked and self.episodes.lasts and self.monitor.answer == "stop":
+            self._end_collapsed()
 
     def _due(self, every: int) -> bool:
         """Whether this is one of every so many steps of the run, or the last."""
         step = self.gan.game.steps
         return (step - self.plan.first_step) % every == 0 or step == self.plan.stop
+
+    def _look(self, record: Record) -> dict[str, float]:
+        """What is to be added to a record where the samples are looked at; otherwise nothing."""
+        step, first = self.gan.game.steps, self.plan.first_step
+        before = self.records[-1]["step"] if self.records else first
+        if not self.monitor.due(step, before, first, self.plan.stop):
+            return {}
+        found = self.monitor.look(self.gan.sampler(), self.compared, self.compared_labels, step)
+        return found and found | {"d_gap": gap([*self.records, record], step - self.monitor.every)}
 
     # Checkpoints
 
@@ -305,14 +325,22 @@ class Loop:
         self.tell("rollback", text)
 
     def _end_early(self, number: int) -> None:
-        if not self.saved:
-            self._save()
-        where = f"the checkpoint {self.saved} goes on from there" if self.saved else "nothing of it is saved"
-        text = f"stopped by {signal.Signals(number).name} after step {self.gan.game.steps:,}; {where}"
-        self.tell("stopped", text)
+        text = self._stopped(f"stopped by {signal.Signals(number).name} after step {self.gan.game.steps:,}")
         if number == signal.SIGTERM:
             raise SystemExit(128 + number)
         raise KeyboardInterrupt(text)
+
+    def _end_collapsed(self) -> None:
+        step = self.gan.game.steps
+        raise CollapseError(self._stopped(f"stopped after step {step:,}: {describe(self.records[-1])}"))
+
+    def _stopped(self, text: str) -> str:
+        """Tell why the run ends before its last step, with where it can go on, which is saved; gives the text."""
+        if not self.saved:
+            self._save()
+        where = f"the checkpoint {self.saved} goes on from there" if self.saved else "nothing of it is saved"
+        self.tell("stopped", f"{text}; {where}")
+        return f"{text}; {where}"
 
     # Pictures
 

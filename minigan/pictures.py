@@ -254,7 +254,8 @@ def loss_curves(path: str | os.PathLike[str], records: Sequence[Record]) -> None
     """Draw both losses, and below them mean D(x) and D(G(z)), over the steps; needs Matplotlib, extra `plot`.
 
     The raw values are faint, and over them runs a moving average of 1/20 of the run. Values that are not finite are
-    gaps. `DataError` if no record has a step.
+    gaps. Where records have a `coverage`, see `minigan.monitor`, it stands beside D(x). `DataError` if no record has a
+    step.
     """
     figure = needs("matplotlib.figure", "plot").Figure(figsize=(8, 6), dpi=120, layout="constrained")
     losses, outputs = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
@@ -274,6 +275,12 @@ def loss_curves(path: str | os.PathLike[str], records: Sequence[Record]) -> None
         mean = smooth(values, max(1, len(values) // 20))[thin]
         axes.plot(steps[thin], values[thin], color=colour, alpha=0.25, linewidth=0.8)
         axes.plot(steps[thin], mean, color=colour, linewidth=1.8, label=label, marker="o" if alone else None)
+    looked = [record for record in records if "coverage" in record]
+    if looked:
+        covered = column(looked, "coverage")
+        outputs.plot(
+            column(looked, "step"), covered, color="#333333", linestyle="--", label="coverage of the data"
+        )
     outputs.axhline(0.5, color="#666666", linewidth=0.8, linestyle=":")
     losses.set_ylabel("loss")
     outputs.set(xlabel="step", ylabel="mean output of D", ylim=(0, 1), xlim=(left - alone, right + alone))

@@ -199,6 +199,8 @@ def column(records: Sequence[Record], key: str) -> Array:
 def text_curves(records: Sequence[Record], width: int = 60) -> list[str]:
     """Both losses, and below them mean D(x) and D(G(z)) from 0 to 1, as lines of text, three for each.
 
+    Where records have a `coverage`, see `minigan.monitor`, it is drawn as well, from 0 to 1.
+
     Args:
         records: as in `metrics.jsonl`; many are averaged into columns, and values that are not finite are left out.
         width: characters of a line; 20 of them are for the labels, which end in the least and largest value drawn.
@@ -218,20 +220,24 @@ def text_curves(records: Sequence[Record], width: int = 60) -> list[str]:
     except UnicodeEncodeError:
         marks = " .:#"
     full = len(marks) - 1
-    for key, name in (
-        ("d_loss", "loss of D"),
-        ("g_loss", "loss of G"),
-        ("d_real", "D(x)"),
-        ("d_fake", "D(G(z))"),
+    looked = [record for record in records if "coverage" in record]
+    for key, name, seen in (
+        ("d_loss", "loss of D", records),
+        ("g_loss", "loss of G", records),
+        ("d_real", "D(x)", records),
+        ("d_fake", "D(G(z))", records),
+        ("coverage", "coverage", looked),
     ):
-        values = column(records, key)
+        if not seen:
+            continue
+        values = column(seen, key)
         with np.errstate(all="ignore"):
             parts = [
                 part[np.isfinite(part)]
                 for part in np.array_split(values, max(1, min(width - 20, len(values))))
             ]
             means = np.array([part.mean() if part.size else np.nan for part in parts])
-            drawn = np.array([0.0, 1.0]) if name[1] == "(" else means[np.isfinite(means)]
+            drawn = np.array([0.0, 1.0]) if not name.startswith("loss") else means[np.isfinite(means)]
             low, high = (drawn.min(), drawn.max()) if drawn.size else (np.nan, np.nan)
             levels = 1 + (rows * full - 1) * np.clip((means - low) / ((high - low) or 1.0), 0, 1)
         levels = np.nan_to_num(levels).round().astype(int)

@@ -78,7 +78,7 @@ class Sampler:
     def sample(self, n: int, seed: int = 0, labels: Any = None) -> Array:
         """`n` samples, as `GAN.sample` gives them."""
         positive(n=n)
-        return self._generate(self.draw(Stream(seed, "sample"), n).numpy(), self.labels(n, labels))
+        return self.generate(self.draw(Stream(seed, "sample"), n).numpy(), self.labels(n, labels))
 
     def labels(self, n: int, labels: Any = None) -> Array | None:
         """The labels of `n` samples, int64 (n,): one for all, those given, or else all classes in turn.
@@ -140,12 +140,14 @@ class Sampler:
             from_end = np.where(curved, np.sin(t * angle) / sine, t)
         walk = from_start * start + from_end * end
         known = self.labels(rows, labels)
-        return self._generate(
+        return self.generate(
             walk.reshape(-1, *self.latents).astype(self.dtype),
             None if known is None else known.repeat(columns),
         )
 
-    def _generate(self, latents: Array, labels: Array | None) -> Array:
+    def generate(self, latents: Array, labels: Array | None) -> Array:
+        """The samples of latents (n, latent), each of its label where the generator has classes; see `GAN.sample`."""
+
         def part(chosen: slice) -> Array:
             known = None if labels is None else Tensor(labels[chosen])
             return forward(

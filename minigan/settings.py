@@ -20,6 +20,7 @@ from minigan.data.sampler import SAMPLINGS
 from minigan.errors import ConfigError
 from minigan.game import UPDATES, Game, packed
 from minigan.guard import POLICIES
+from minigan.monitor import ANSWERS
 from minigan.nn import Module, init as initializers
 from minigan.ops import Stream
 from minigan.optim import Curve, Optimizer
@@ -139,6 +140,8 @@ _TRAINING: dict[str, Field] = {
     "save_every": (int, 1000),
     "on_nonfinite": (_Names("on_nonfinite", POLICIES), "stop"),
     "max_faults": (int, 10),
+    "monitor_every": (int, 500),
+    "on_collapse": (_Names("on_collapse", ANSWERS), "warn"),
     "first_step": (int, 0),
     "sampling": (_Names("sampling", SAMPLINGS), "shuffled"),
     "importance_weights": (bool, False),

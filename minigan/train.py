@@ -38,7 +38,8 @@ class Run(NamedTuple):
     Attributes:
         records: a dict per 10 steps: `step` (made so far), the means over these steps of the losses `d_loss` and
             `g_loss`, of `penalty`, and of `d_real` and `d_fake`, the mean D(x) and D(G(z)); `seconds` since the start,
-            `steps_per_second` and `images_per_second`, the real samples that the discriminator sees.
+            `steps_per_second` and `images_per_second`, the real samples that the discriminator sees. Where the run was
+            looked at, also what `minigan.monitor.Monitor.look` found, and `d_gap`, the mean D(x) - D(G(z)) since then.
         out: the run folder, or `None`.
         seconds: the time that training took, compilation and pictures included.
         events: a dict per warning, skipped step, rollback, and so on: `step`, `event`, its kind, and `message`.
@@ -197,6 +198,8 @@ class GAN:
         save_every: int = 1000,
         on_nonfinite: str = "stop",
         max_faults: int = 10,
+        monitor_every: int = 500,
+        on_collapse: str = "warn",
         compile: bool = True,
         source: str | Mapping[str, Any] = "an array",
         sampling: Any = "shuffled",
@@ -220,6 +223,10 @@ class GAN:
                 the step in which it is found changes nothing. "stop" the run with `NonFiniteError`; "skip" the step
                 and its batch; or "rollback" to the state at the last multiple of `save_every`, with half the rates.
             max_faults: how often it may skip or roll back before it stops.
+            monitor_every: steps between two looks at whether the generator collapses, which change nothing in the
+                training; 0 for none. docs/6-runs.md says what they look at.
+            on_collapse: what follows when two in a row find it: "warn", an event; or "stop" the run, with a checkpoint,
+                by `CollapseError`.
             compile: replay the step as one program, see `minigan.compile`; otherwise every step runs in Python, as it
                 must where a network, a loss or a penalty of your own does something else in every step.
             source: where the data is from, for `config.toml`, which also identifies it by its SHA-256; or a table of
@@ -237,18 +244,21 @@ class GAN:
         Raises: `DataError` for other data or labels; `ConfigError` for a setting outside its range, for labels that are
             not wanted or missing, for importance weights of classes, which conditional networks are told, or of what
             is never drawn, and for a folder that is not empty or in use; `ExtraError` before training if a
-            package is missing; `NonFiniteError`, see above; `CheckpointError` if the first or the last checkpoint
-            cannot be written, or the one to resume is damaged or of another configuration, with the differences.
+            package is missing; `NonFiniteError` and `CollapseError`, see above; `CheckpointError` if the first or the
+            last checkpoint cannot be written, or the one to resume is damaged or of another configuration, with the
+            differences.
         """
         # Not at the top: all that belongs to runs would be a tenth of the time to import minigan.
         from minigan.folder import RunFolder
         from minigan.guard import Guard
         from minigan.loop import GRID, Loop, Plan
+        from minigan.monitor import Monitor
 
         positive(
             steps=steps, batch=batch, sample_every=sample_every, save_every=save_every, max_faults=max_faults
         )
         chosen = sampling if isinstance(sampling, str) else "weighted"
+        guard, monitor = Guard(on_nonfinite, max_faults), Monitor(monitor_every, on_collapse, self.seed)
         plan = Plan(
             steps,
             batch,
@@ -256,11 +266,12 @@ class GAN:
             save_every,
             on_nonfinite,
             max_faults,
+            monitor_every,
+            on_collapse,
             self.game.steps,
             chosen,
             importance_weights,
         )
-        guard = Guard(on_nonfinite, max_faults)
         stream = Stream(self.seed, "data")
         classes = self._sampler.classes
         if classes is None and labels is not None and chosen != "balanced":
@@ -302,7 +313,7 @@ class GAN:
             count = min(len(samples), COMPARED, max(GRID, NUMBERS // samples[0].size))
             known = {} if classes is None else {"labels": batches.labels}
             compared = Batches(samples, count, Stream(self.seed, "compared"), **known)
-            loop = Loop(self, step, batches, compared, plan, guard, config, folder, shown)
+            loop = Loop(self, step, batches, compared, plan, guard, monitor, config, folder, shown)
             if folder:
                 folder.configure(config)
                 records = folder.rewind(self.game.steps)

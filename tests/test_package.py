@@ -21,6 +21,7 @@ LINES_OF_CODE = 400
 
 PUBLIC = {
     "CheckpointError",
+    "CollapseError",
     "ConfigError",
     "DTypeError",
     "DataError",

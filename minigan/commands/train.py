@@ -14,6 +14,7 @@ from minigan.commands.options import DataDir, Debug, among, choice, fail, not_em
 from minigan.data.sampler import SAMPLINGS
 from minigan.errors import CheckpointError, ConfigError, DataError
 from minigan.guard import POLICIES
+from minigan.monitor import ANSWERS
 from minigan.report import say
 from minigan.train import build, data_digest
 
@@ -70,6 +71,10 @@ def train(
     sample_every: Annotated[int | None, option("Steps between two pictures.", least=1)] = None,
     save_every: Annotated[int | None, option("Steps between two checkpoints.", least=1)] = None,
     on_nonfinite: Annotated[str | None, choice("What follows a NaN or an infinity.", POLICIES)] = None,
+    monitor_every: Annotated[
+        int | None, option("Steps between two looks for a collapse; 0: none.", least=0)
+    ] = None,
+    on_collapse: Annotated[str | None, choice("What follows a collapse.", ANSWERS)] = None,
     debug: Debug = False,
 ) -> int:
     """Train a GAN. Pictures, curves, metrics and weights go to a run folder; what is not given is as in the preset."""
@@ -80,6 +85,7 @@ def train(
     plan: dict[str, Any] = {"steps": steps, "batch": batch, "on_nonfinite": on_nonfinite}
     plan |= {"sample_every": sample_every, "save_every": save_every, "sampling": sampling}
     plan |= {"importance_weights": importance_weights or None}
+    plan |= {"monitor_every": monitor_every, "on_collapse": on_collapse}
     where = without_none({"source": source, "data_dir": data_dir, "size": size, "channels": channels})
     changes: dict[str, Any] = {"training": without_none(plan), "data": where, "seed": seed, "lr": lr}
     config = presets.adjusted(table, **changes)
