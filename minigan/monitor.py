@@ -14,11 +14,13 @@ from minigan.report import Record
 from minigan.sampling import Sampler
 
 ANSWERS = ("warn", "stop")
-SAMPLES = 256  # of each kind that a look compares
-NUMBERS = 1024  # of a sample that it compares: of larger ones as many, chosen at random, so that its cost is bounded
+SAMPLES = 200  # of each kind that a look compares
+NUMBERS = (
+    400  # of a sample that it compares: of larger ones as many, chosen at random, so that its cost is bounded
+)
 NEAREST = 5  # neighbours that a ball of the coverage reaches
 LEAST = 32  # samples of the data below which nothing can be said
-# Coverage of samples from the data's own distribution, which hardly depends on N (Naeem et al. 2020, Lemma 2).
+# Coverage of samples from the data's own distribution, which hardly depends on N (Naeem et al. 2020).
 REACHED = 1 - math.prod((SAMPLES - i) / (2 * SAMPLES - i) for i in range(1, NEAREST + 1))
 # Below which samples have collapsed, see `Episodes`; fixed on seeds other than those of the counts in docs/6-runs.md.
 FLAT, SHRUNK, FEW = 0.1, 0.1, 0.2  # rank, spread and coverage
@@ -40,7 +42,7 @@ class Monitor:
     >>> import numpy as np, minigan as mg
     >>> from minigan.monitor import Monitor
     >>> generator = mg.models.mlp_generator(latent=8, hidden=(16,), shape=(8, 8, 1))
-    >>> found = Monitor(every=500).look(mg.sampling.Sampler(generator), mg.data.digits()[0][:256], None, step=0)
+    >>> found = Monitor(every=500).look(mg.sampling.Sampler(generator), mg.data.digits()[0][:200], None, step=0)
     >>> found["spread"] < 0.1, found["coverage"] < 0.2
     (True, True)
     """
@@ -63,14 +65,14 @@ class Monitor:
         return passed or (self.every > 0 and step == last)
 
     def look(self, sampler: Sampler, real: Array, labels: Array | None, step: int) -> dict[str, float]:
-        """What new samples have of the data `real` (N, ...), in [0, 1] or the points' unit, at most 256 of each.
+        """What new samples have of the data `real` (N, ...), in [0, 1] or the points' unit, at most 200 of each.
 
         The result has four numbers, each near 1 for samples as good as data:
 
         - rank: the effective rank of the samples, of that of the data (`minigan.analysis.effective_rank`);
         - spread: their total variance, of that of the data: the rank does not change if all samples shrink;
         - coverage: the part of the data that has a sample nearby, and precision: the part of the samples that have data
-          nearby (`minigan.metrics.precision_recall`, k = 5). 256 samples from the data's own distribution cover 0.97.
+          nearby (`minigan.metrics.precision_recall`, k = 5). 200 samples from the data's own distribution cover 0.97.
 
         It is empty where these say nothing: for fewer than 32 samples of the data, for data that are all the same, and
         for samples that are not finite. `labels` are those of the data, for a conditional generator.

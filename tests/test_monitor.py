@@ -218,10 +218,8 @@ def frozen(**settings: Any) -> mg.GAN:
 
 
 def fit(gan: mg.GAN, **settings: Any) -> Any:
-    return gan.fit(
-        DIGITS[:300],
-        **{"steps": 60, "batch": 16, "monitor_every": 10, "save_every": 20, "compile": False, **settings},
-    )
+    plan = {"steps": 60, "batch": 16, "save_every": 20, "sample_every": 60, "compile": False}
+    return gan.fit(DIGITS[:300], **{**plan, "monitor_every": 10, **settings})
 
 
 def test_a_collapse_is_told_with_its_numbers() -> None:
