@@ -271,7 +271,7 @@ class Loop:
         """What is to be added to a record where the samples are looked at; otherwise nothing."""
         step, first = self.gan.game.steps, self.plan.first_step
         before = self.records[-1]["step"] if self.records else first
-        if not self.monitor.due(step, before, first, self.plan.stop):
+        if not self.monitor.due(step - first, before - first):
             return {}
         found = self.monitor.look(self.gan.sampler(), self.compared, self.compared_labels, step)
         return found and found | {"d_gap": gap([*self.records, record], step - self.monitor.every)}

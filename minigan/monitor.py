@@ -59,10 +59,9 @@ class Monitor:
         self._places: Array | None = None  # of the numbers that are compared
         self._of_data: tuple[float, float] | None = None  # effective rank and variance
 
-    def due(self, step: int, before: int, first: int, last: int) -> bool:
-        """Whether to look at `step`, the record before which is of step `before`, in a run from `first` to `last`."""
-        passed = self.every > 0 and (step - first) // self.every > (before - first) // self.every
-        return passed or (self.every > 0 and step == last)
+    def due(self, made: int, before: int) -> bool:
+        """Whether to look when a run has made so many steps, of which its last record was made after `before`."""
+        return self.every > 0 and made // self.every > before // self.every
 
     def look(self, sampler: Sampler, real: Array, labels: Array | None, step: int) -> dict[str, float]:
         """What new samples have of the data `real` (N, ...), in [0, 1] or the points' unit, at most 200 of each.

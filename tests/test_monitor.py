@@ -193,7 +193,7 @@ def test_looking_changes_no_bit_of_the_training(make: Any) -> None:
         labels = {"labels": LABELS[:300]} if make is conditional else {}
         run = gan.fit(**data, **labels, steps=50, batch=16, monitor_every=every)
         looks = [record["step"] for record in run.records if "coverage" in record]
-        assert looks == {0: [], 20: [20, 40, 50], 500: [50]}[every]
+        assert looks == {0: [], 20: [20, 40], 500: []}[every]
         assert all(set(LOOK) <= set(record) for record in run.records if record["step"] in looks)
         json.dumps(run.records, allow_nan=False)
         plain = [{k: v for k, v in record.items() if k not in LOOK} for record in without_times(run.records)]
@@ -209,7 +209,7 @@ def test_the_gap_is_the_mean_since_the_last_look() -> None:
 
 def test_looks_need_not_fall_on_a_record() -> None:
     records = images().fit(DIGITS, steps=70, batch=16, monitor_every=25).records
-    assert [record["step"] for record in records if "rank" in record] == [30, 50, 70]
+    assert [record["step"] for record in records if "rank" in record] == [30, 50]
 
 
 def frozen(**settings: Any) -> mg.GAN:
