@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,10 @@ from minigan.folder import read_lines
 from minigan.monitor import LEAST, NUMBERS, REACHED, SAMPLES, Episodes, Monitor
 from minigan.ops import Stream
 from minigan.sampling import Sampler
+
+sys.path.append(str(Path(__file__).parents[1]))  # the package `benchmarks` is not installed
+
+from benchmarks.science import monitor as study
 
 ORDER = np.random.default_rng(0).permutation(1797)  # the digits stand in the order of their writers
 DIGITS, LABELS = (x[ORDER] for x in mg.data.digits())
@@ -337,3 +342,32 @@ def test_curves_show_the_coverage_where_there_is_one() -> None:
     lines = report.text_curves(looks)
     assert lines[:12] == plain[:12] and lines[15:] == plain[12:]
     assert [line.split() for line in lines[12:15]] == [["coverage", "1", "█"], ["▄█"], ["0", "██"]]
+
+
+# The study of it
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", study.TOLD)
+def test_the_study_finds_what_it_expects(name: str) -> None:
+    found = study.run({"run": name, "seed": 0}, quick=True)
+    assert bool(found["told"]) is study.TOLD[name]
+
+
+def test_the_table_counts() -> None:
+    least = {"least_rank": 0.5, "least_spread": 0.25, "least_coverage": 0.125}
+    rows = [
+        {"run": "minimax", "seed": seed, "told": seed % 2, "first": 1000 if seed % 2 else None, **least}
+        for seed in range(20)
+    ]
+    lines = study.table(
+        [*rows, {"run": "cost", "preset": "ring", "step_ms": 3.0, "look_ms": 15.0, "share": 0.0099}]
+    )
+    assert "| minimax | 10 of 20 | 0.30 to 0.70 | 20 of 20 | 1,000 to 1,000 | 0.50 to 0.50 |" in lines
+    assert "| ring | 3.00 | 15.0 | 0.99 % | below 2 % |" in lines
+
+
+def test_the_cases_are_those_of_each_seed() -> None:
+    seeds = [case["seed"] for case in study.cases(3, quick=False) if case["run"] == "planted"]
+    assert seeds == [0, 1, 2]
+    assert json.loads(json.dumps(study.cases(3, quick=True))) == study.cases(3, quick=True)

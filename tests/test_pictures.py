@@ -215,6 +215,13 @@ def test_curves(count: int, start: int, tmp_path: Path, figures: list[Any]) -> N
     assert left <= start + 10 and right >= records[-1]["step"] and outputs.get_ylim() == (0, 1)
 
 
+def test_curves_show_the_coverage_where_there_is_one(tmp_path: Path, figures: list[Any]) -> None:
+    records = [record(10 * i) | ({"coverage": i / 100} if i % 50 == 0 else {}) for i in range(1, 101)]
+    pictures.loss_curves(tmp_path / "curves.png", records)
+    covered = [line for line in figures[0].axes[1].lines if line.get_label() == "coverage of the data"]
+    assert [line.get_xydata().tolist() for line in covered] == [[[500, 0.5], [1000, 1.0]]]
+
+
 BAD = [np.nan, -np.inf, None, 1e299, "x", [1], 10**400]
 
 
