@@ -24,7 +24,7 @@ LEAST = 32  # samples of the data below which nothing can be said
 REACHED = 1 - math.prod((SAMPLES - i) / (2 * SAMPLES - i) for i in range(1, NEAREST + 1))
 # Below which samples have collapsed, see `Episodes`; fixed on seeds other than those of the counts in docs/6-runs.md.
 FLAT, SHRUNK, FEW = 0.1, 0.1, 0.2  # rank, spread and coverage
-HALF = 0.5
+HALF, GOOD = 0.5, 0.8  # of rank or spread, and of precision, that make low coverage a collapse
 LOOKS = 2  # in a row before an episode begins, or ends
 NUMBERS_OF_A_LOOK = ("rank", "spread", "coverage", "precision", "d_gap")  # in the record of its step
 
@@ -111,7 +111,7 @@ class Episodes:
 
     It begins, and is told, when two looks in a row find the samples collapsed, and ends when two do not. They are if
     their rank or their spread is below 0.1 of the data's; or if they cover less than 0.2 of the data while rank or
-    spread is below 0.5, or the precision above: few kinds of samples, not bad samples of every kind.
+    spread is below 0.5, or the precision above 0.8: few kinds of samples, not bad samples of every kind.
 
     Attributes:
         lasts: whether there is one.
@@ -134,7 +134,7 @@ class Episodes:
         if not all(type(x) in (int, float) and abs(x) < 1e300 for x in values):
             return []
         rank, spread, coverage, precision, _ = values
-        few = coverage < FEW and (rank < HALF or spread < HALF or precision > HALF)
+        few = coverage < FEW and (rank < HALF or spread < HALF or precision > GOOD)
         collapsed = rank < FLAT or spread < SHRUNK or few
         self._other = 0 if collapsed == self.lasts else self._other + 1
         if self._other < LOOKS:
