@@ -127,6 +127,11 @@ class Episodes:
         self.lasts = False
         self._other = 0  # looks in a row that say otherwise
 
+    @property
+    def found(self) -> bool:
+        """Whether there is one, and the last look found it too."""
+        return self.lasts and not self._other
+
     def see(self, record: Record) -> list[tuple[str, str]]:
         """The kind and the text of the warning that this record gives cause for, if any."""
         values: list[Any] = [record.get(name) for name in NUMBERS_OF_A_LOOK]

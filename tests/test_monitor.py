@@ -163,6 +163,15 @@ def test_an_episode_is_told_once() -> None:
     assert told([BAD, BAD, GOOD, GOOD, BAD, BAD]) == [1, 5]
 
 
+def test_an_episode_that_may_be_over_ends_no_run() -> None:
+    episodes, states = Episodes(), []
+    for look in (BAD, BAD, GOOD, BAD, GOOD, GOOD):
+        episodes.see({"step": 10} | look)
+        states.append((episodes.lasts, episodes.found))
+    yes, perhaps, no = (True, True), (True, False), (False, False)
+    assert states == [no, yes, perhaps, yes, perhaps, no]
+
+
 @pytest.mark.parametrize(
     ("change", "collapsed"),
     [
