@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import minigan as mg
-from minigan import presets, train
+from minigan import metrics, presets, train
 from minigan.backend import Array
 from minigan.errors import DataError
-from minigan.metrics import class_report, mode_coverage, mode_report
 from minigan.ops.random import Stream
 
 ABOUT = """Imbalanced data. The ring of eight Gaussians with weights that fall by a factor rho from the first to the
@@ -73,58 +72,11 @@ def images(study: str) -> Images | None:
     )
 
 
-class Classifier:
-    """Classes of images by a network of two dense layers, trained with the cross-entropy on all the data."""
-
-    def __init__(self, images: Array, labels: Array, steps: int, batch: int = 128) -> None:
-        classes, pixels = int(labels.max()) + 1, images[0].size
-        self._hidden, self._last = (
-            mg.nn.Dense(*sizes, init=mg.nn.init.he_normal, stream=Stream(0, f"classifier {sizes}"))
-            for sizes in ((pixels, 128), (128, classes))
-        )
-        weights = {
-            f"{i}.{name}": x
-            for i, layer in enumerate((self._hidden, self._last))
-            for name, x in layer.parameters().items()
-        }
-        adam = mg.optim.Adam(mg.optim.linear(1e-3, steps))
-        memory = adam.init(weights)
-        # Balanced, so that what it finds in samples does not lean to the frequent class.
-        data = mg.data.Batches(images, batch, Stream(0, "classifier"), labels=labels, sampling="balanced")
-
-        @mg.compile
-        def step(x: mg.Tensor, y: mg.Tensor) -> mg.Tensor:
-            scores = mg.ops.log_softmax(self._last(self._activations(x)), axis=1)
-            loss = -(scores * mg.ops.one_hot(y, classes)).sum() * (1 / batch)
-            adam.update(weights, mg.grad(loss, list(weights.values())), memory)
-            return loss
-
-        for i in range(steps):
-            step(data.at(i), data.labels_at(i))
-
-    def _activations(self, x: mg.Tensor) -> mg.Tensor:
-        return mg.ops.relu(self._hidden(x.reshape((x.shape[0], -1))))
-
-    def features(self, images: Array) -> Array:
-        """The 128 activations of the hidden layer, float32 (N, 128)."""
-        scale = 255 if images.dtype == np.uint8 else 1
-        with mg.no_grad():
-            found: Array = self._activations(mg.tensor(images.astype(np.float32) / scale)).numpy()
-        return found
-
-    def __call__(self, images: Array) -> Array:
-        """The likeliest classes, int64 (N,)."""
-        with mg.no_grad():
-            scores = self._last(mg.tensor(self.features(images))).numpy()
-        found: Array = scores.argmax(1)
-        return found
-
-
 @functools.cache
-def classifier(study: str, quick: bool) -> Classifier:
-    """That of all the data of a study, and so of the rare classes too."""
+def classifier(study: str, quick: bool) -> metrics.Classifier:
+    """One of all the data of a study, and so of the rare classes too, drawn as often as the others."""
     data = _data(study)
-    return Classifier(data.images, data.labels, 50 if quick else 3000)
+    return metrics.classifier(data.images, data.labels, steps=50 if quick else 1500, balanced=True)
 
 
 def _data(study: str) -> Images:
@@ -170,7 +122,7 @@ def _ring(case: dict[str, Any], quick: bool) -> dict[str, Any]:
     config = presets.config("ring", training=training, seed=seed)
     gan, seconds = _trained(config, points, modes, case["remedy"])
     made = gan.sample(1000 if quick else SAMPLES, seed=seed)
-    found, whole = mode_report(made, mixture), mode_coverage(made, mixture)
+    found, whole = metrics.mode_report(made, mixture), metrics.mode_coverage(made, mixture)
     return {
         "seconds": seconds,
         "high_quality": whole.high_quality,
@@ -187,7 +139,7 @@ def _ring(case: dict[str, Any], quick: bool) -> dict[str, Any]:
 
 def _images(case: dict[str, Any], quick: bool) -> dict[str, Any]:
     study, remedy, seed = case["study"], case["remedy"], case["seed"]
-    data, label = _data(study), classifier(study, quick)
+    data, judge = _data(study), classifier(study, quick)
     classes, kept = len(CLASSES[study]), np.arange(len(data.labels))
     if study == "mnist":
         kept = mg.data.long_tailed(data.labels, LONG, Stream(seed, "tail"))
@@ -205,20 +157,22 @@ def _images(case: dict[str, Any], quick: bool) -> dict[str, Any]:
     found: dict[str, Any] = {"seconds": seconds} | _finite("data_share", shares)
     if config["generator"]["classes"] is None:
         made = gan.sample(count, seed=seed)
-        named = label(made)
+        named = judge.labels(made)
         found |= _finite("ratio", np.bincount(named, minlength=classes) / count / shares)
     else:
         named = np.arange(OF_CLASS * classes) % classes
         made = gan.sample(len(named), seed=seed, labels=named)
-        found |= _finite("hit", np.array([(label(made)[named == c] == c).mean() for c in range(classes)]))
+        found |= _finite(
+            "hit", np.array([(judge.labels(made)[named == c] == c).mean() for c in range(classes)])
+        )
     # Of each class as many samples, as far as there are, because recall rises with their number.
     some = np.concatenate([np.flatnonzero(named == c)[:OF_CLASS] for c in range(classes)])
     real = data.held_out_labels.astype(np.int64)
-    table = class_report(data.held_out, real, made[some], named[some], K, features=label.features)
+    table = metrics.class_report(data.held_out, real, made[some], named[some], K, features=judge)
     enough = [int((named == c).sum()) >= OF_CLASS for c in table.labels]
     for name in ("precision", "recall", "coverage"):
         found |= _finite(name, np.where(enough, getattr(table, name), np.nan))
-    right = label(data.held_out) == real
+    right = judge.labels(data.held_out) == real
     return found | _finite("accuracy", np.array([right[real == c].mean() for c in range(classes)]))
 
 

@@ -10,7 +10,6 @@ distribution in nats. Other than theirs, the images are 128,000 that are drawn o
 norm's running statistics.
 """
 
-import functools
 from typing import Any
 
 import numpy as np
@@ -20,21 +19,20 @@ from benchmarks.science.figures import ERRORS, interval, markdown
 from benchmarks.science.mnist import mnist
 from benchmarks.science.planar import trained
 from minigan.backend import Array
-from minigan.data import Batches
-from minigan.nn import Activation, BatchNorm, Conv, ConvTranspose, Dense, Flatten, Module, Reshape, Sequential
+from minigan.nn import Activation, BatchNorm, Conv, ConvTranspose, Dense, Flatten, Module, Reshape
 from minigan.nn.init import normal
 from minigan.ops import Stream
-from minigan.tape import no_grad
-from minigan.tensor import Tensor
 
 NEEDS = ("mnist",)
 STEPS, OF, BATCH = 5_000, 500_000, 128
 IMAGES, SAMPLES, CLASSES = 128_000, 25_600, 1000
 
 # Methods besides the protocol's own. Values of JSON: `loss`, `penalty` (the weight of R1 and R2), `lr` of G and D,
-# `norm` of the discriminator, and `game`, further arguments of `mg.GAN`: unrolling and packing are added by these.
+# `norm` of the discriminator, and `game`, further arguments of `mg.GAN`.
 METHODS: dict[str, dict[str, Any]] = {
     "GAN": {"loss": "non_saturating", "lr": [1e-4, 2e-4], "norm": True},
+    "packs of 2": {"loss": "non_saturating", "lr": [1e-4, 2e-4], "norm": True, "game": {"pack": 2}},
+    "unrolled, 5 steps": {"loss": "non_saturating", "lr": [1e-4, 2e-4], "norm": True, "game": {"unroll": 5}},
     "RpGAN + R1 + R2, lr 1e-3, no batch norm in D": {
         "loss": "relativistic",
         "lr": [1e-3, 1e-3],
@@ -55,8 +53,8 @@ PUBLISHED = {
 }
 
 
-def networks(seed: int, norm: bool) -> tuple[mg.models.Generator, mg.models.Discriminator]:
-    """Those of the protocol; without `norm` no batch norm in the discriminator."""
+def networks(seed: int, norm: bool, pack: int = 1) -> tuple[mg.models.Generator, mg.models.Discriminator]:
+    """Those of the protocol; without `norm` no batch norm in the discriminator, which is one of packs."""
     of_g, of_d = Stream(seed, "generator/init"), Stream(seed, "discriminator/init")
     dense = Dense(256, 1024, init=normal, stream=of_g.child("dense"))
     modules: list[Module] = [dense, Reshape((4, 4, 64)), BatchNorm(64), Activation("relu")]
@@ -74,7 +72,7 @@ def networks(seed: int, norm: bool) -> tuple[mg.models.Generator, mg.models.Disc
         modules += [up, BatchNorm(outputs), Activation("relu")]
     modules += [Conv(8, 3, 3, padding=1, init=normal, stream=of_g.child("last")), Activation("tanh")]
     down: list[Module] = []
-    for k, (inputs, outputs) in enumerate(((3, 2), (2, 4), (4, 8))):
+    for k, (inputs, outputs) in enumerate(((3 * pack, 2), (2, 4), (4, 8))):
         down.append(Conv(inputs, outputs, 3, stride=2, padding=1, init=normal, stream=of_d.child(f"down{k}")))
         down += [BatchNorm(outputs)] if norm else []
         down.append(Activation("leaky_relu", slope=0.3))
@@ -82,63 +80,15 @@ def networks(seed: int, norm: bool) -> tuple[mg.models.Generator, mg.models.Disc
     shape = (28, 28, 3)
     return (
         mg.models.Generator(256, shape, *modules, bounds=(-1.0, 1.0)),
-        mg.models.Discriminator(shape, *down),
+        mg.models.Discriminator((28, 28, 3 * pack), *down),
     )
 
 
-def stacked(digits: Array, count: int, seed: int) -> Array:
-    """Images of three of the digits each, drawn with replacement: uint8 (count, 28, 28, 3)."""
-    chosen = np.random.default_rng(seed).integers(0, len(digits), (count, 3))
-    return np.moveaxis(digits[chosen, :, :, 0], 1, 3)
-
-
-# To become a classifier of minigan.metrics as soon as there is one.
-@functools.cache
-def classifier(steps: int) -> tuple[Sequential, float]:
-    """A network of two convolutions that reads digits, after so many steps, and its accuracy on the test images."""
-    data, test = mnist()
-    stream = Stream(0, "classifier")
-    net = Sequential(
-        Conv(1, 16, 3, stride=2, padding=1, stream=stream.child("0")),
-        Activation("relu"),
-        Conv(16, 32, 3, stride=2, padding=1, stream=stream.child("1")),
-        Activation("relu"),
-        Flatten(),
-        Dense(32 * 49, 128, stream=stream.child("2")),
-        Activation("relu"),
-        Dense(128, 10, stream=stream.child("3")),
-    )
-    parameters = net.parameters()
-    adam = mg.optim.Adam(mg.optim.cosine(1e-3, steps))
-    state = adam.init(parameters)
-    batches = Batches(data.samples, 128, Stream(0, "data"), labels=data.labels)
-
-    @mg.compile
-    def step(images: Tensor, truth: Tensor) -> Tensor:
-        logits = net(images, train=True)
-        loss = (mg.ops.logsumexp(logits, axis=1) - (logits * truth).sum(axis=1)).mean()
-        adam.update(parameters, mg.grad(loss, list(parameters.values())), state)
-        return loss.detach()
-
-    for k in range(steps):
-        step(batches.at(k), np.eye(10, dtype=np.float32)[batches.labels_at(k)])
-    right = digits_of(net, test.samples.astype(np.float32) / 255) == test.labels
-    return net, float(right.mean())
-
-
-def digits_of(net: Sequential, images: Array) -> Array:
-    """The digits that images (N, 28, 28, 1) in [0, 1] show."""
-    with no_grad():
-        parts = [net(mg.asarray(images[i : i + 500])).numpy().argmax(1) for i in range(0, len(images), 500)]
-    return np.concatenate(parts)
-
-
-def found(net: Sequential, images: Array) -> dict[str, float]:
-    """Of the thousand modes those that a sample shows, and Σ p log 1000 p in nats over the parts p of the samples."""
-    channels = [digits_of(net, images[..., k : k + 1]) for k in range(3)]
-    counts = np.bincount(channels[0] * 100 + channels[1] * 10 + channels[2], minlength=CLASSES)
-    parts = counts[counts > 0] / counts.sum()
-    return {"modes": int((counts > 0).sum()), "reverse_kl": float((parts * np.log(parts * CLASSES)).sum())}
+def found(judge: mg.metrics.Classifier, images: Array) -> dict[str, float]:
+    """Of the thousand modes those that a sample shows, and the divergence from equal shares."""
+    digits = np.stack([judge.labels(images[..., k : k + 1]) for k in range(3)], axis=1)
+    coverage = mg.metrics.label_coverage(mg.data.spelled(digits), CLASSES)
+    return {"modes": coverage.modes, "reverse_kl": coverage.reverse_kl}
 
 
 def cases(seeds: int, quick: bool) -> list[dict[str, Any]]:
@@ -153,12 +103,14 @@ def cases(seeds: int, quick: bool) -> list[dict[str, Any]]:
 def run(case: dict[str, Any], quick: bool) -> dict[str, float]:
     """Train, and read 25,600 samples of the last weights, and of the averaged ones."""
     settings, seed, count = case["settings"], case["seed"], 64 if quick else SAMPLES
-    net, accuracy = classifier(2 if quick else 1500)
-    images = stacked(mnist()[0].samples, 256 if quick else IMAGES, seed)
+    (digits, labels), test = mnist()[0][1:], mnist()[1]
+    judge = mg.metrics.classifier(digits, labels, steps=2 if quick else 1500)
+    accuracy = float((judge.labels(test.samples) == test.labels).mean())
+    images, _ = mg.data.stacked(digits, labels, 256 if quick else IMAGES, Stream(seed, "stacked"))
     of_g, of_d = (mg.optim.Adam(rate, b1=0.5, b2=0.99) for rate in settings["lr"])
     weight = settings.get("penalty")
     gan = mg.GAN(
-        *networks(seed, settings["norm"]),
+        *networks(seed, settings["norm"], settings.get("game", {}).get("pack", 1)),
         loss=settings["loss"],
         penalty=[] if weight is None else [mg.penalties.r1(weight), mg.penalties.r2(weight)],
         optimizer=of_g,
@@ -169,8 +121,8 @@ def run(case: dict[str, Any], quick: bool) -> dict[str, float]:
         **settings.get("game", {}),
     )
     time = trained(gan, images, case["steps"], 16 if quick else BATCH)
-    of_last = found(net, gan.sample(count, seed=seed, raw=True))
-    of_average = {f"ema_{k}": v for k, v in found(net, gan.sample(count, seed=seed)).items()}
+    of_last = found(judge, gan.sample(count, seed=seed, raw=True))
+    of_average = {f"ema_{k}": v for k, v in found(judge, gan.sample(count, seed=seed)).items()}
     return of_last | of_average | {"classifier_accuracy": accuracy} | time
 
 

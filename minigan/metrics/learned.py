@@ -88,6 +88,7 @@ def classifier(
     batch: int = 128,
     lr: float = 2e-3,
     seed: int = 0,
+    balanced: bool = False,
     cache: Path | None = None,
     progress: Show | None = None,
 ) -> Classifier:
@@ -103,6 +104,7 @@ def classifier(
             two classes and no more than there are samples, else `DataError`.
         steps, batch, lr: of the training; `ConfigError` for steps or a batch below 1.
         seed: of the weights, the order of the data, and what is held out.
+        balanced: let the classes take turns in the batches, so that what it finds does not lean to frequent ones.
         cache: the folder that keeps it instead.
         progress: called with the steps made and those there are.
 
@@ -124,6 +126,7 @@ def classifier(
     if not (steps >= 1 and batch >= 1):
         raise ConfigError(f"classifier: {steps} steps of batch {batch}: expected at least 1")
     settings = {"version": VERSION, "steps": steps, "batch": batch, "lr": lr, "seed": seed}
+    settings |= {"balanced": True} if balanced else {}
     network = _network(samples, classes, seed)
     path = _path(samples, known, settings, cache)
     accuracy = _found(path, network)
@@ -183,7 +186,9 @@ def _train(
     steps, seed = settings["steps"], settings["seed"]
     order = Stream(seed, "classifier/held out").permutation(len(samples))
     held, rest = np.split(order, [len(samples) // HELD_OUT])
-    batches = Batches(samples[rest], settings["batch"], Stream(seed, "classifier/data"), labels=labels[rest])
+    drawn = "balanced" if "balanced" in settings else "shuffled"
+    stream = Stream(seed, "classifier/data")
+    batches = Batches(samples[rest], settings["batch"], stream, labels=labels[rest], sampling=drawn)
     adam, weights = Adam(linear(settings["lr"], steps)), network.parameters()
     state = adam.init(weights)
 
