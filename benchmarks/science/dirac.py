@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import minigan as mg
+from benchmarks.science.figures import markdown
 from minigan.analysis import Field, stable_step
 from minigan.ops import softplus, stack
 from minigan.penalties import Penalty
@@ -311,22 +312,20 @@ def run(case: dict[str, Any], quick: bool) -> dict[str, Any]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown: a line for each row; the distances are those of `simulate`, at 0.4 where no step is stable."""
-    lines = [
-        "| method | parameter | eigenvalues | error | stable below | distance below | above |",
-        "|---|---|---|---:|---:|---:|---:|",
-    ]
+    lines = [["method", "parameter", "eigenvalues", "error", "stable below", "distance below", "above"]]
     for row in rows:
         pairs = [complex(*pair) for pair in row.get("eigenvalues", [])]
-        cells = [
-            row["row"],
-            f"h = {row['h']:.4g}" if "h" in row else f"{row['parameter']:g}",
-            ("μ = " if "h" in row else "λ = ") + ", ".join(f"{z.real:.7g}{z.imag:+.7g}i" for z in pairs)
-            if pairs
-            else "v has no derivative",
-            f"{row['error']:.0e}" if pairs else "",
-            f"h = {row['limit']:.7g}" if row["limit"] else "never",
-            f"{row['below']:.3g}" if "below" in row else "",
-            f"{row['above']:.3g}",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        lines.append(
+            [
+                row["row"],
+                f"h = {row['h']:.4g}" if "h" in row else f"{row['parameter']:g}",
+                ("μ = " if "h" in row else "λ = ") + ", ".join(f"{z.real:.7g}{z.imag:+.7g}i" for z in pairs)
+                if pairs
+                else "v has no derivative",
+                f"{row['error']:.0e}" if pairs else "",
+                f"h = {row['limit']:.7g}" if row["limit"] else "never",
+                f"{row['below']:.3g}" if "below" in row else "",
+                f"{row['above']:.3g}",
+            ]
+        )
+    return markdown(lines)

@@ -4,12 +4,13 @@ import functools
 import glob
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 import minigan as mg
+from benchmarks.science.figures import ERRORS, interval, markdown
 from minigan import metrics, presets, train
 from minigan.backend import Array
 from minigan.errors import DataError
@@ -95,7 +96,7 @@ def cases(seeds: int, quick: bool) -> list[dict[str, Any]]:
         {"study": each, "remedy": remedy} for each in NAMES if images(each) for remedy in OF_IMAGES
     ]
     chosen = [*rings[-len(OF_RING) :], *others] if quick else [*rings, *others]
-    return [{**case, "seed": seed} for case in chosen for seed in range(1 if quick else seeds)]
+    return [{**case, "seed": seed} for seed in range(1 if quick else seeds) for case in chosen]
 
 
 def run(case: dict[str, Any], quick: bool) -> dict[str, Any]:
@@ -185,12 +186,12 @@ def _finite(name: str, values: Array) -> dict[str, float]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: of each number the mean over seeds, and in brackets the smallest and the largest."""
+    """Markdown: of each number the mean over seeds, with its standard error."""
     parts = [_ring_table([row for row in rows if row["study"] == "ring"])]
     for study, name in NAMES.items():
         of_study = [row for row in rows if row["study"] == study]
         parts += [f"{name}\n\n{_image_table(of_study, CLASSES[study])}"] if of_study else []
-    return "\n\n".join(part for part in parts if part)
+    return "\n\n".join([*(part for part in parts if part), f"{ERRORS[0].upper()}{ERRORS[1:]}."])
 
 
 def _groups(rows: list[dict[str, Any]], *keys: str) -> Iterable[tuple[tuple[Any, ...], list[dict[str, Any]]]]:
@@ -201,16 +202,8 @@ def _groups(rows: list[dict[str, Any]], *keys: str) -> Iterable[tuple[tuple[Any,
     return groups.items()
 
 
-def _cell(rows: list[dict[str, Any]], name: str, form: Callable[[float], str] = "{:.2f}".format) -> str:
-    values = [row[name] for row in rows if name in row]
-    if not values:
-        return "-"
-    middle = form(sum(values) / len(values))
-    return middle if len(values) == 1 else f"{middle} ({form(min(values))} to {form(max(values))})"
-
-
-def _markdown(names: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(line)} |" for line in (names, ["---"] * len(names), *lines))
+def _cell(rows: list[dict[str, Any]], name: str, form: str = ".2f") -> str:
+    return interval((row[name] for row in rows if name in row), form)
 
 
 def _ring_table(rows: list[dict[str, Any]]) -> str:
@@ -219,20 +212,20 @@ def _ring_table(rows: list[dict[str, Any]]) -> str:
             f"{rho:g}",
             remedy,
             str(len(group)),
-            _cell(group, "high_quality", "{:.1%}".format),
-            _cell(group, "high_quality_7", "{:.1%}".format),
+            _cell(group, "high_quality", ".1%"),
+            _cell(group, "high_quality_7", ".1%"),
             _cell(group, "ratio_7"),
             f"{_cell(group, 'least_ratio')} / {_cell(group, 'largest_ratio')}",
             _cell(group, "high_quality_ratio_7"),
-            _cell(group, "to_weights", "{:.3f}".format),
-            _cell(group, "to_uniform", "{:.3f}".format),
-            _cell(group, "seconds", "{:.0f}".format),
+            _cell(group, "to_weights", ".3f"),
+            _cell(group, "to_uniform", ".3f"),
+            _cell(group, "seconds", ".0f"),
         ]
         for (rho, remedy), group in _groups(rows, "rho", "remedy")
     ]
     names = ["rho", "sampling", "runs", "HQ", "HQ of the rarest mode", "share ratio of the rarest"]
     names += ["least / largest of the ratios", "ratio of the rarest, HQ alone", "TV to w", "TV to 1/8", "s"]
-    return _markdown(names, lines) if lines else ""
+    return markdown([names, *lines]) if lines else ""
 
 
 def _image_table(rows: list[dict[str, Any]], classes: Sequence[str]) -> str:
@@ -241,7 +234,7 @@ def _image_table(rows: list[dict[str, Any]], classes: Sequence[str]) -> str:
         "accuracy of the classifier": "accuracy",
     }
     lines = [
-        ["", title, *(_cell(rows[:1], f"{name}_{c}", "{:.3f}".format) for c in range(len(classes)))]
+        ["", title, *(_cell(rows[:1], f"{name}_{c}", ".3f") for c in range(len(classes)))]
         for title, name in measures.items()
     ]
     by_remedy = {
@@ -254,6 +247,6 @@ def _image_table(rows: list[dict[str, Any]], classes: Sequence[str]) -> str:
     for (remedy,), group in _groups(rows, "remedy"):
         for title, name in by_remedy.items():
             cells = [_cell(group, f"{name}_{c}") for c in range(len(classes))]
-            if set(cells) != {"-"}:
+            if set(cells) != {"–"}:
                 lines.append([remedy, title, *cells])
-    return _markdown(["sampling", "measure", *classes], lines)
+    return markdown([["sampling", "measure", *classes], *lines])

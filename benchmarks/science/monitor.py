@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 import minigan as mg
+from benchmarks.science.figures import markdown
 from minigan import data, presets, settings, train
 from minigan.backend import Array
 from minigan.monitor import Monitor
@@ -109,9 +110,17 @@ def _cost(preset: str, quick: bool) -> dict[str, Any]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Counts of the runs that were told, with Wilson's interval at 95 %, beside what is expected; and the cost."""
-    lines = [
-        "| run | told | 95 % | expected | first told at step | least rank | least spread | least coverage |",
-        "|---|---|---|---|---|---|---|---|",
+    counts = [
+        [
+            "run",
+            "told",
+            "95 %",
+            "expected",
+            "first told at step",
+            "least rank",
+            "least spread",
+            "least coverage",
+        ]
     ]
     for name, expected in TOLD.items():
         mine = [row for row in rows if row["run"] == name]
@@ -125,19 +134,13 @@ def table(rows: list[dict[str, Any]]) -> str:
             for x in ([row[f"least_{key}"] for row in mine] for key in ("rank", "spread", "coverage"))
         ]
         wanted = f"{len(mine) if expected else 0} of {len(mine)}"
-        cells = (name, f"{len(told)} of {len(mine)}", f"{low:.2f} to {high:.2f}", wanted, when, *least)
-        lines.append(f"| {' | '.join(cells)} |")
-    priced = [row for row in rows if row["run"] == "cost"]
-    if priced:
-        lines += [
-            "",
-            "| preset | a step, ms | a look, ms | looks, of the time | expected |",
-            "|---|---|---|---|---|",
-        ]
-    for row in priced:
-        numbers = f"{row['step_ms']:.2f} | {row['look_ms']:.1f} | {100 * row['share']:.2f} %"
-        lines.append(f"| {row['preset']} | {numbers} | below 2 % |")
-    return "\n".join(lines)
+        counts.append([name, f"{len(told)} of {len(mine)}", f"{low:.2f} to {high:.2f}", wanted, when, *least])
+    costs = [["preset", "a step, ms", "a look, ms", "looks, of the time", "expected"]]
+    for row in rows:
+        if row["run"] == "cost":
+            numbers = [f"{row['step_ms']:.2f}", f"{row['look_ms']:.1f}", f"{100 * row['share']:.2f} %"]
+            costs.append([row["preset"], *numbers, "below 2 %"])
+    return "\n\n".join(markdown(lines) for lines in (counts, costs) if len(lines) > 1)
 
 
 def _interval(count: int, total: int) -> tuple[float, float]:
