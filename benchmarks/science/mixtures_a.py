@@ -17,8 +17,8 @@ from minigan.ops import Stream
 STEPS, OF, BATCH, POINTS = 8_000, 400_000, 100, 100_000
 PART = f"{100 * STEPS / OF:g} %"
 
-# Methods of the game itself, such as packing, are added here by the arguments of `mg.GAN` that choose them.
-METHODS: dict[str, dict[str, Any]] = {"GAN": {}}
+# By the arguments of `mg.GAN` that choose them.
+METHODS: dict[str, dict[str, Any]] = {"GAN": {}, "PacGAN2": {"pack": 2}, "PacGAN4": {"pack": 4}}
 MINUTES = 4  # of a run on one core
 ABOUT = (
     f"PacGAN's networks and optimiser on the ring and the grid, for {STEPS:,} of its {OF:,} updates ({PART}): not"
@@ -45,8 +45,8 @@ PUBLISHED = {
 }
 
 
-def networks(seed: int) -> tuple[mg.models.Generator, mg.models.Discriminator]:
-    """PacGAN's."""
+def networks(seed: int, pack: int = 1) -> tuple[mg.models.Generator, mg.models.Discriminator]:
+    """PacGAN's, the discriminator for packs of so many."""
     of_g, of_d = Stream(seed, "generator/init"), Stream(seed, "discriminator/init")
     hidden: list[Module] = []
     for k, inputs in enumerate((2, 400, 400, 400)):
@@ -55,11 +55,11 @@ def networks(seed: int) -> tuple[mg.models.Generator, mg.models.Discriminator]:
     last = Dense(400, 2, init=normal, stream=of_g.child("layer4"))
     pieces = [
         Maxout(inputs, 200, 5, init=normal, stream=of_d.child(f"layer{k}"))
-        for k, inputs in enumerate((2, 200, 200))
+        for k, inputs in enumerate((2 * pack, 200, 200))
     ]
     head = Dense(200, 1, init=normal, stream=of_d.child("layer3"))
     return mg.models.Generator(2, (2,), *hidden, last, bounds=None), mg.models.Discriminator(
-        (2,), *pieces, head
+        (2 * pack,), *pieces, head
     )
 
 
@@ -78,7 +78,13 @@ def run(case: dict[str, Any], quick: bool) -> dict[str, float]:
     mixture, seed = MIXTURES[case["data"]](), case["seed"]
     points, _ = mixture.sample(POINTS, Stream(seed, "points"))
     adam = mg.optim.Adam(1e-4, b1=0.8)
-    gan = mg.GAN(*networks(seed), optimizer=adam, latent="normal", seed=seed, **case["settings"])
+    gan = mg.GAN(
+        *networks(seed, case["settings"].get("pack", 1)),
+        optimizer=adam,
+        latent="normal",
+        seed=seed,
+        **case["settings"],
+    )
     time = trained(gan, points, case["steps"], BATCH)
     return measured(gan, mixture, seed) | time
 
