@@ -52,7 +52,7 @@ def bad_gradient(player: str, value: float, at: int) -> Plant:
     """Plants a value in one element of a player's gradient of step `at`."""
 
     def plant(gan: mg.GAN, patch: pytest.MonkeyPatch) -> None:
-        from minigan import game as module
+        from minigan import player as module
 
         real = module.grad
 
@@ -182,7 +182,7 @@ def test_an_error_of_another_kind_changes_nothing_either(monkeypatch: pytest.Mon
     def fail(*arguments: Any) -> None:
         raise MemoryError("Unable to allocate 1 GiB for an array with shape (3, 5)")
 
-    monkeypatch.setattr(Game, "_generator_gradients", fail)
+    monkeypatch.setattr(Game, "_g_gradients", fail)
     with pytest.raises(MemoryError, match="shape"):
         gan.step(batches)
     assert weights(gan) == before
@@ -222,7 +222,7 @@ def test_roll_back_halves_the_rates_and_makes_the_steps_again(monkeypatch: pytes
             raise mg.NonFiniteError("generator: planted")
         return gradients
 
-    once("_generator_gradients", bad_twice, at=25)(gan, monkeypatch)
+    once("_g_gradients", bad_twice, at=25)(gan, monkeypatch)
     run = fit(gan, on_nonfinite="rollback")
     assert [e["event"] for e in run.events] == ["rollback", "rollback"]
     assert "back to step 20, learning rates times 0.25 (2 of 10)" in run.events[1]["message"]
@@ -242,7 +242,7 @@ def test_no_policy_goes_on_for_ever(policy: str, monkeypatch: pytest.MonkeyPatch
     def fail(*arguments: Any) -> None:
         raise mg.NonFiniteError("generator: planted")
 
-    monkeypatch.setattr(Game, "_generator_gradients", fail)
+    monkeypatch.setattr(Game, "_g_gradients", fail)
     with pytest.raises(mg.NonFiniteError, match=r"diverged 4 times, the last at step .*planted"):
         fit(gan, on_nonfinite=policy, max_faults=3)
     gan.game.require_finite()
