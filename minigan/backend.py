@@ -9,6 +9,7 @@ import importlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,17 @@ from minigan.errors import DeviceError, DTypeError, ShapeError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Spec = tuple[tuple[int, ...], Any]  # shape and dtype of an array
+
+
+def is_number(x: Any) -> bool:
+    """Whether it is one of Python's or NumPy's real numbers, which can be compared with others.
+
+    >>> from minigan.backend import is_number
+    >>> is_number(np.float32(1)), is_number(2), is_number("2"), is_number(True)
+    (True, True, False, False)
+    """
+    return isinstance(x, Real) and not isinstance(x, bool)
+
 
 # Give back one mapped block, which costs next to nothing as none of it is used. From then on glibc keeps what is freed,
 # up to so much, for what is allocated next, as of itself it would once such a block was freed (mallopt(3),

@@ -20,7 +20,7 @@ import numpy as np
 from minigan import losses
 from minigan.analysis.features import feature_matching
 from minigan.analysis.game import Field
-from minigan.backend import FLOATS, Array
+from minigan.backend import FLOATS, Array, is_number
 from minigan.errors import CheckpointError, ConfigError, NonFiniteError, ShapeError
 from minigan.losses import Loss
 from minigan.nn import Sequential
@@ -30,7 +30,7 @@ from minigan.ops.augment import changes
 from minigan.optim import EMA, Adam, Optimizer
 from minigan.penalties import Penalty
 from minigan.player import Player, not_finite
-from minigan.tape import apply, grad, no_grad, recording
+from minigan.tape import alias, apply, copy as copied, grad, no_grad, recording
 from minigan.tensor import Tensor, lift, tensor
 from minigan.trace import host, recorded_by, undone_by
 
@@ -98,16 +98,18 @@ class Game:
             "simultaneous", where both gradients are taken at the same point and then both players move; or
             "extragradient", where both first move as in that, take their gradients there, go back, and move along these
             (Korpelevich 1976; Gidel et al. 2019, Algorithm 4, with the same samples for both, as Mishchenko et al. 2020
-            find necessary). The optimisers count and remember both moves.
+            find necessary). The optimisers count and remember both moves. Of several steps of the discriminator, the
+            last one is made so.
         share_fake: the generator's step goes on from the batch of the discriminator's last step.
         smoothing: real samples have the label 1 - smoothing (Salimans et al. 2016, §3.4).
         noise: the standard deviation of normal noise on everything that the discriminator sees (Sønderby et
             al. 2017, §3), or a function that gives it from the step.
         consensus: γ of γ/2 |v|², which both players minimise besides their losses, v their gradients joined (Mescheder
-            et al. 2017, eq. 12). It needs these at one point: a simultaneous or extragradient update.
+            et al. 2017, eq. 12). It needs these at one point: a simultaneous or extragradient update, and is part of
+            the discriminator's last step.
         unroll: how many steps ahead the generator looks: it minimises its loss against the discriminator that has
             answered with so many more steps of its optimiser on this batch, and derives through these (Metz et al.
-            2017, eqs. 7 to 9).
+            2017, eqs. 7 to 9). Of a loss whose players descend V and -V, it is the whole of V.
         pack: so many samples are judged as one, their channels side by side, so that a lack of variety shows (Lin et
             al. 2018, PacGAN, §3). The discriminator takes as many times the channels.
         feature_matching: λ of λ |E f(x) - E f(G(z))|² in the generator's loss, f the input of the discriminator's last
@@ -184,8 +186,9 @@ class Game:
             if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < least:
                 raise ConfigError(f"Game: {name} is {count!r}, expected an integer from {least}")
         for name in ("consensus", "feature_matching"):
-            if not 0 <= (weight := getattr(self, name)) < np.inf:
-                raise ConfigError(f"Game: {name} is {weight}, expected a finite number from 0")
+            weight = getattr(self, name)
+            if not is_number(weight) or not 0 <= weight < np.inf:
+                raise ConfigError(f"Game: {name} is {weight!r}, expected a finite number from 0")
         if self.update not in UPDATES:
             raise ConfigError(f"Game: update is {self.update!r}, expected one of {', '.join(UPDATES)}")
         if not 0 <= self.smoothing < 1:
@@ -206,13 +209,16 @@ class Game:
             raise ConfigError(
                 "Game: feature_matching needs a discriminator of layers, minigan.nn.Sequential, of more than one"
             )
+        classes = getattr(self.discriminator, "classes", None)
+        if self.pack > 1 and classes is not None:
+            raise ConfigError(f"Game: pack is {self.pack}: the samples of a pack would be of several classes")
         changes(self.augment)
         self._noise_at(0)
 
     def _noise_at(self, step: int) -> float:
         std = self.noise(step) if callable(self.noise) else self.noise
-        if not 0 <= std < np.inf:
-            raise ConfigError(f"Game: noise is {std} at step {step}, expected a finite number from 0")
+        if not is_number(std) or not 0 <= std < np.inf:
+            raise ConfigError(f"Game: noise is {std!r} at step {step}, expected a finite number from 0")
         return float(std)
 
     def step(
@@ -257,13 +263,16 @@ class Game:
         for name, given in (("labels", classes), ("weights", shares)):
             if len(given) != len(reals):
                 raise ShapeError(f"Game: {len(given)} batches of {name} for {len(reals)} real batches")
+        for real, own in zip(reals, shares, strict=True):
+            if own is not None and own.shape != real.shape[:1]:
+                raise ShapeError(f"Game: weights of shape {own.shape} for real samples of shape {real.shape}")
         host(self._remember)
         try:
             with undone_by(self._recount), self._kept():
                 metrics = self._round(reals, latents, classes, shares, random)
+                self._update_average()
         except NonFiniteError as error:
             raise NonFiniteError(f"step {self.steps + 1}: {error}") from None
-        self._update_average()
         host(self.skip)
         return metrics
 
@@ -343,13 +352,10 @@ class Game:
         self.steps += 1
 
     def _touched_tensors(self) -> list[Tensor]:
-        """What a step changes before its last gradient is known: the discriminator, and the generator's buffers."""
-        of_generator = self._of_generator
-        buffers = [x for name, x in of_generator.state.items() if name not in of_generator.parameters]
-        moves_first = self._of_discriminator
-        touched = [*buffers, *(moves_first.state | moves_first.tensors).values()]
-        # An extrapolation moves both players.
-        return touched + list(of_generator.tensors.values()) * (self.update == "extragradient")
+        """What a step changes."""
+        players = self._players().values()
+        both = [x for player in players for x in (player.state | player.tensors).values()]
+        return both + list(self._averages.values())
 
     def _round(
         self,
@@ -441,16 +447,25 @@ class Game:
             *layers, output = self.discriminator.layers  # type: ignore[attr-defined]
             below, last = self._judge(draw, Sequential(*layers)), self._judge(draw, output)
         real_logits = weights = None
-        if self.loss.paired or self.feature_matching:
-            with no_grad():
+        # The whole value of the game, where the discriminator has answered: its part of real samples depends on that.
+        whole = self.unroll > 0 and self.loss.zero_sum
+        paired = self.loss.paired or whole
+        if paired or self.feature_matching:
+            # A constant, unless the discriminator is a function of the generator, or both descend for each other.
+            with recording(bool(self.unroll or self.consensus)):
                 of_real, weights = below(self._seen(draw.real, random)), self._of_packs(draw.weights)
-                real_logits = last(of_real) if self.loss.paired else None
+                real_logits = last(of_real) if paired else None
         of_fake = below(self._seen(fake, random))
         if self.feature_matching:
             if weights is not None:
                 of_real = of_real * weights.reshape(of_real.shape[0], *[1] * (of_real.ndim - 1))
             matching["feature matching"] = feature_matching(of_real, of_fake) * self.feature_matching
-        loss = self.loss.generator(real_logits, last(of_fake), *_given(weights if self.loss.paired else None))
+        fake_logits = last(of_fake)
+        if whole:
+            loss = -self.loss.discriminator(real_logits, fake_logits, 1.0, *_given(weights))
+        else:
+            of_pairs = _given(weights if self.loss.paired else None)
+            loss = self.loss.generator(real_logits, fake_logits, *of_pairs)
         return {"g_loss": loss} | matching
 
     def _of_packs(self, weights: Tensor | None) -> Tensor | None:
@@ -467,7 +482,10 @@ class Game:
         if self.noise:
             std = host(lambda: self._noise_at(self.steps))
             x = x + random.normal(x.shape, std=std, dtype=x.dtype)
-        return pack(x, self.pack)
+        x = pack(x, self.pack)
+        # A discriminator that is looked ahead to was made from the samples: penalties on its slope at them want a
+        # point of its own, or they would derive for the way by which the samples made the discriminator too.
+        return apply(alias, x) if self.unroll else x
 
     # The gradients of these
 
@@ -481,10 +499,20 @@ class Game:
     def _g_gradients(self, draw: _Draw, fake: Tensor | None) -> tuple[Tensor, list[Tensor]]:
         """The generator's loss and gradients; `fake` is its batch, if it has been made."""
         fake = self._generate(draw.of_generator, draw.labels, draw.random) if fake is None else fake
-        with substituted(self.discriminator, self._answer(draw, fake)):
+        with self._buffers_kept(), substituted(self.discriminator, self._answer(draw, fake)):
             losses = self._of_g(draw, fake)
-        gradients = self._of_generator.gradients(losses, self._checked_averages)
+            gradients = self._of_generator.gradients(losses, self._checked_averages)
         return losses["g_loss"].detach(), gradients
+
+    @contextmanager
+    def _buffers_kept(self) -> Iterator[None]:
+        """Put back what the discriminators that are looked ahead to change of this one: moments, say."""
+        player = self._of_discriminator
+        buffers = [x for name, x in player.state.items() if name not in player.parameters]
+        kept = [(x, apply(copied, x)) for x in buffers] if self.unroll else []
+        yield
+        for x, before in kept:
+            apply(ASSIGN, x, before)
 
     def _answer(self, draw: _Draw, fake: Tensor) -> dict[int, Tensor]:
         """The discriminator's parameters after the steps that are looked ahead, by the `id` of the present ones."""

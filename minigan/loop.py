@@ -259,7 +259,7 @@ class Loop:
         if due:
             self._save(quality, due=True)
             self.good = self._last_good()
-        if looked and self.episodes.found and self.monitor.answer == "stop":
+        if looked and self.episodes.found and self.monitor.answer == "stop" and game.steps < self.plan.stop:
             self._end_collapsed()
 
     def _due(self, every: int) -> bool:

@@ -29,6 +29,7 @@ class Loss:
         generator: `generator(real_logits, fake_logits)`; the first may be `None` unless the loss is `paired`, and then
             it takes the `weights` too, those of the pairs.
         labels: whether there is a label to smooth.
+        zero_sum: whether the generator descends what the discriminator ascends, but for terms of real samples.
         paired: whether the generator's step compares its samples with real ones, and so needs both logits.
         formula, source: what is computed, and whose it is.
         optimum: both losses where the generated samples are distributed as the data.
@@ -47,6 +48,7 @@ class Loss:
     source: str
     labels: bool = False
     paired: bool = False
+    zero_sum: bool = False
 
 
 def _mean(terms: Tensor, weights: Tensor | None) -> Tensor:
@@ -137,6 +139,7 @@ table = {
             optimum="D: log 4 = 1.386 (V = -log 4); G: -log 2 = -0.693",
             source="Goodfellow et al. 2014, eq. 1 and Theorem 1",
             labels=True,
+            zero_sum=True,
         ),
         Loss(
             "non_saturating",
@@ -163,6 +166,7 @@ table = {
             formula="with the logit a: D: E a(G(z)) - E a(x); G: -E a(G(z)); D is to be 1-Lipschitz",
             optimum="D: 0; G: any number, as adding a constant to a changes nothing",
             source="Arjovsky, Chintala and Bottou 2017, eq. 3",
+            zero_sum=True,
         ),
         Loss(
             "hinge",

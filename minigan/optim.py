@@ -17,10 +17,9 @@ import numpy as np
 
 from minigan.errors import ConfigError, ShapeError
 from minigan.kernels import formula as fm
-from minigan.nn.module import ASSIGN
 from minigan.ops import maximum, minimum, norm, sqrt, stack
 from minigan.pointwise import pointwise
-from minigan.tape import Input, Primitive, apply, no_grad
+from minigan.tape import Input, Primitive, apply, copy, no_grad
 from minigan.tensor import Tensor
 from minigan.trace import host
 
@@ -182,9 +181,10 @@ def _adam(
 _OF_TENSORS = types.SimpleNamespace(minimum=minimum, maximum=maximum, sqrt=lambda x: sqrt(maximum(x, 1e-30)))
 
 
-@pointwise(donates=1, draws=_DRAWS)
-def _leap(p: Any, m: Any) -> Any:
-    return m + (m - p)
+@pointwise(outputs=2, donates=2, draws=_DRAWS)
+def _leap(p: Any, m: Any, g: Any) -> Any:
+    step = g - p
+    return p - step + m, step
 
 
 class State:
@@ -219,8 +219,7 @@ class Optimizer:
         clip_norm: gradients with a larger common norm are scaled down to it; `None` for no limit.
         optimistic: each step s is made twice and the last one taken back, p ← p - 2 s_t + s_{t-1}, which expects the
             next gradient to change as the last one did (Daskalakis et al. 2018, eq. 8 and Algorithm 1). Players that
-            would circle round the solution then go to it. The slot "base" is the sequence q ← q - s_t; the parameters,
-            where gradients are taken, are q + (q - the q before).
+            would circle round the solution then go to it. The slot "last" is s_{t-1}.
 
     A gradient element beyond ±9.2e18 counts as that in RMSProp and Adam: its square must be within float32.
     `ConfigError` for settings outside their range, here and where a schedule gives such a rate.
@@ -274,10 +273,8 @@ class Optimizer:
         """The state before the first update: zeros in the shapes and dtypes of the parameters."""
         slots = {
             slot: {name: Tensor(np.zeros_like(p.array)) for name, p in parameters.items()}
-            for slot in self.names
+            for slot in (*self.names, *["last"] * self.optimistic)
         }
-        if self.optimistic:
-            slots["base"] = {name: Tensor(p.array.copy()) for name, p in parameters.items()}
         return State(slots)
 
     def update(
@@ -303,16 +300,14 @@ class Optimizer:
         numbers = host(lambda: self._numbers(of_update(), state.step + 1))
         attributes = dict(zip(self.varying, numbers, strict=True)) | self._constants()
         if self.clip_norm is not None:
-            gradients = clip_by_global_norm(gradients, self.clip_norm)
+            with no_grad():
+                gradients = clip_by_global_norm(gradients, self.clip_norm)
         slots = [state.slots[slot] for slot in self.names]
         for (name, p), g in zip(parameters.items(), gradients, strict=True):
-            moved = p
+            before = apply(copy, p) if self.optimistic else p
+            apply(self.rule, p, *[slot[name] for slot in slots], g, **attributes)
             if self.optimistic:
-                moved = state.slots["base"][name]
-                apply(ASSIGN, p, moved)
-            apply(self.rule, moved, *[slot[name] for slot in slots], g, **attributes)
-            if self.optimistic:
-                apply(_leap, p, moved)
+                apply(_leap, p, state.slots["last"][name], before)
         host(state.count)
 
     def ahead(
@@ -455,9 +450,8 @@ def clip_by_global_norm(gradients: Sequence[Tensor], limit: float) -> list[Tenso
         raise ConfigError(f"clip_by_global_norm: limit is {limit}, expected a finite number above 0")
     if not gradients:
         return []
-    with no_grad():  # as to derivatives, the factor is a constant
-        total = norm(stack([norm(g) for g in gradients]))
-        scale = limit / maximum(total, limit)
+    total = norm(stack([norm(g) for g in gradients]))
+    scale = limit / maximum(total, limit)
     return [g * scale.astype(g.dtype) for g in gradients]
 
 

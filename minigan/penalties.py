@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from minigan.backend import is_number
 from minigan.errors import ConfigError, ShapeError
 from minigan.ops import Stream, mean, norm, reshape, std
 from minigan.tape import grad, no_grad
@@ -49,9 +50,9 @@ class Penalty:
 
     def _at(self, step: int) -> float:
         weight = self.weight(step) if callable(self.weight) else self.weight
-        if not 0 <= weight < math.inf:
-            raise ConfigError(f"{self.name}: weight {weight} is not a finite number from 0")
-        return weight
+        if not is_number(weight) or not 0 <= weight < math.inf:
+            raise ConfigError(f"{self.name}: weight {weight!r} is not a finite number from 0")
+        return float(weight)
 
     def __call__(
         self,
@@ -139,8 +140,8 @@ def wgan_gp(weight: Weight = 10.0) -> Penalty:
         if real.shape != fake.shape:
             raise ShapeError(f"wgan_gp: real samples {real.shape} and generated ones {fake.shape} are paired")
         with no_grad():
-            between = _each(random, real) * (real - fake) + fake
-        return _slope_from_one(d, between)
+            share = _each(random, real)
+        return _slope_from_one(d, share * (real - fake) + fake)
 
     return Penalty("wgan_gp", weight, compute)
 

@@ -48,7 +48,7 @@ _MODELS = {
 }
 _PENALTIES = _by_name(penalties.r1, penalties.r2, penalties.wgan_gp, penalties.dragan)
 _OPTIMIZERS = _by_name(optim.SGD, optim.RMSProp, optim.Adam)
-_SCHEDULES = dict.fromkeys(_by_name(optim.constant, optim.linear, optim.cosine, optim.exponential), Curve)
+_SCHEDULES = _by_name(optim.constant, optim.linear, optim.cosine, optim.exponential)
 _INITIALIZERS = _by_name(
     initializers.glorot_uniform,
     initializers.glorot_normal,
@@ -216,11 +216,19 @@ def _called(
         raise ConfigError(
             f"[{where}] is {reprlib.repr(given)}: expected a table with {key!r}, one of {', '.join(functions)}"
         )
-    known = _fields(named(functions, f"[{where}] {what}", given[key]))
+    function = named(functions, f"[{where}] {what}", given[key])
+    known = _fields(function)
+    if what == "schedule":  # one record for all, as `describe_rate` gives it, with the function's defaults
+        known = _of_schedule(function)
     if what == "penalty":  # whose first argument has several names in the papers, and one in files
         known = {"weight" if i == 0 else name: field for i, (name, field) in enumerate(known.items())}
     known |= {name: (known[name][0], value) for name, value in defaults.items() if name in known}
     return _filled(where, given, {key: (str, REQUIRED)} | known, defaults.get("steps", 1))
+
+
+def _of_schedule(function: Callable[..., Any]) -> dict[str, Field]:
+    """The fields of a `Curve`, with the defaults that the function has for some of them."""
+    return {name: field for name, field in _fields(Curve).items() if name != "name"} | _fields(function)
 
 
 def check(config: Mapping[str, Any], shape: Sequence[int] | None = None) -> Table:
@@ -269,9 +277,8 @@ def check(config: Mapping[str, Any], shape: Sequence[int] | None = None) -> Tabl
 
 def completed(config: Mapping[str, Any]) -> Table:
     """The settings of a run with those that its version of minigan did not know, as they were then: the defaults."""
-    whole = {name: plain(default) for name, (_, default) in _GAN.items() if default is not REQUIRED} | dict(
-        config
-    )
+    defaults = {name: plain(default) for name, (_, default) in _GAN.items() if default is not REQUIRED}
+    whole = defaults | {"ema": NONE} | dict(config)  # which was left out where it was off
     for who in _MODELS:
         whole[who] = {"classes": NONE} | whole[who]
     for who in ("optimizer", "discriminator_optimizer"):
@@ -286,7 +293,8 @@ def _with_defaults(given: Any, functions: Mapping[str, Callable[..., Any]]) -> A
     """The table of a function with the defaults that it lacks; anything else as it is."""
     if not isinstance(given, dict) or given.get("name") not in functions:
         return given
-    known = _fields(functions[given["name"]])
+    function = functions[given["name"]]
+    known = _of_schedule(function) if functions is _SCHEDULES else _fields(function)
     return {name: default for name, (_, default) in known.items() if default is not REQUIRED} | given
 
 

@@ -22,6 +22,7 @@ from minigan.backend import Array
 from minigan.data import Batches
 from minigan.errors import CheckpointError, ConfigError, DataError
 from minigan.files import replacing
+from minigan.game import Game, pack
 from minigan.nn import Sequential
 from minigan.nn.module import forward
 from minigan.ops import Stream
@@ -182,6 +183,7 @@ def _measured(
 ) -> Spectrum:
     positive(count=count, batch=batch, latents=latents)
     game, sampler = gan.game, gan.sampler(raw=True)
+    batch = max(1, batch // game.pack) * game.pack
     known = {} if sampler.classes is None else {"labels": labels, "classes": sampler.classes}
     batches = Batches(samples, batch, Stream(seed, "spectrum"), sampler.shape, sampler.points, **known)
     drawn = batches.labels_at(0)
@@ -212,7 +214,7 @@ def _measured(
         stable_step(eigenvalues),
         stable_step(eigenvalues[eigenvalues.real < 0]),
         float(np.linalg.norm(field.vector())),
-        dict(_ranks(game.discriminator, fake, real, labels)),
+        dict(_ranks(game, fake, real, labels)),
         np.median(values, axis=0),
         condition,
     )
@@ -230,12 +232,12 @@ def _without_twins(found: Array) -> Array:
 
 
 def _ranks(
-    discriminator: Any, fake: Tensor, real: Tensor, labels: Tensor | None
+    game: Game, fake: Tensor, real: Tensor, labels: Tensor | None
 ) -> Iterator[tuple[str, tuple[float, float]]]:
     both = [{"samples": x.numpy()} for x in (fake, real)]
-    if isinstance(discriminator, Sequential):
+    if isinstance(game.discriminator, Sequential):
         for found, x in zip(both, (fake, real), strict=True):
-            found |= features(discriminator, x, labels)
+            found |= features(game.discriminator, pack(x, game.pack), labels)
     for name, made in both[0].items():
         if 1 < made[0].size <= MOST_FEATURES:
             yield name, (effective_rank(made), effective_rank(both[1][name]))

@@ -141,8 +141,6 @@ class GAN:
             raise ConfigError(
                 f"augment is {augment!r}: it is for images (H, W, C), not for samples of {self._sampler.shape}"
             )
-        if pack > 1 and of_classes[0] is not None:
-            raise ConfigError(f"pack is {pack}: the samples of a pack would be of several classes")
         self.ema = ema
         self._noise, self._prior = Stream(seed, "noise"), Stream(seed, "latent")
 

@@ -134,8 +134,9 @@ class Batches:
     another.
 
     With balanced sampling the classes take turns, and each goes through epochs of its own: after any number of steps
-    no class has been used more than once oftener than another, nor a sample oftener than another of its class. With
-    weights every place of a batch is drawn anew, each sample with the chance of its weight.
+    no class has been used more than once oftener than another, nor a sample oftener than another of its class; within a
+    batch their order is random. With weights every place of a batch is drawn anew, each sample with the chance of its
+    weight.
 
     Args:
         samples: as for `as_images`, or as for `as_points`. Those that are accepted as they are, are not copied.
@@ -197,7 +198,7 @@ class Batches:
                 f"batch is {batch!r}: expected an integer from 1 to {most} ({count} samples of {size} bytes as float32)"
             )
         self.weights = self._importance() if importance_weights else None
-        self.batch, self.stream = int(batch), stream
+        self.batch, self.stream, self._turns = int(batch), stream, stream.child("turns")
         self._orders: dict[int, Array] = {}
 
     def _grouped(self) -> list[Array]:
@@ -261,4 +262,5 @@ class Batches:
                 chosen = group[orders[number][low - epoch * len(group) : high - epoch * len(group)]]
                 places[place : place + (high - low) * kinds : kinds] = chosen
         self._orders = orders  # only those in use are kept
-        return places
+        # Neighbours in a batch, which may be judged in pairs, are of any classes.
+        return places if kinds == 1 else places[self._turns.at(step).permutation(self.batch)]

@@ -146,6 +146,8 @@ def forward(
 def substituted(module: Module, tensors: Mapping[int, Tensor]) -> Iterator[None]:
     """Let the module compute with other tensors, given by the `id` of those that they stand for, in the block.
 
+    `ConfigError` if it has not got one of these.
+
     >>> import minigan as mg
     >>> layer = mg.nn.Dense(1, 1, bias=False, stream=mg.ops.Stream(0, "docs"))
     >>> with substituted(layer, {id(layer.weight): mg.tensor([[3.0]])}):
@@ -153,9 +155,12 @@ def substituted(module: Module, tensors: Mapping[int, Tensor]) -> Iterator[None]
     array([[6.]], dtype=float32)
     """
     before: list[tuple[Module, dict[str, Any]]] = []
+    left = dict(tensors)
     try:
         if tensors:
-            _substitute(module, tensors, before)
+            _substitute(module, tensors, left, before)
+        if left:
+            raise ConfigError(f"{type(module).__name__}: {len(left)} of {len(tensors)} tensors are not in it")
         yield
     finally:
         for each, attributes in before:
@@ -163,20 +168,27 @@ def substituted(module: Module, tensors: Mapping[int, Tensor]) -> Iterator[None]
 
 
 def _substitute(
-    value: Any, tensors: Mapping[int, Tensor], before: list[tuple[Module, dict[str, Any]]]
+    value: Any,
+    tensors: Mapping[int, Tensor],
+    left: dict[int, Tensor],
+    before: list[tuple[Module, dict[str, Any]]],
 ) -> Any:
-    """The value with other tensors in it; modules are changed in place, and what they had is added to `before`."""
+    """The value with other tensors in it, which are taken from `left`.
+
+    Modules are changed in place, and what they had is added to `before`.
+    """
     if isinstance(value, Module):
         if not any(value is module for module, _ in before):
             before.append((value, dict(vars(value))))
-            vars(value).update(
-                {name: _substitute(each, tensors, before) for name, each in vars(value).items()}
-            )
+            own = vars(value).items()
+            vars(value).update({name: _substitute(each, tensors, left, before) for name, each in own})
         return value
     if isinstance(value, dict):
-        return {key: _substitute(each, tensors, before) for key, each in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(_substitute(each, tensors, before) for each in value)
+        return {key: _substitute(each, tensors, left, before) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        make = getattr(value, "_make", type(value))  # of a named tuple
+        return make([_substitute(each, tensors, left, before) for each in value])
+    left.pop(id(value), None)
     return tensors.get(id(value), value)
 
 

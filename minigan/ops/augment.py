@@ -21,6 +21,10 @@ def changes(policy: str) -> tuple[str, ...]:
     >>> changes("cutout,brightness")
     ('brightness', 'cutout')
     """
+    if not isinstance(policy, str):
+        raise ConfigError(
+            f"augment: {policy!r}: expected a text such as 'translation,cutout', or an empty one"
+        )
     given = [name.strip() for name in policy.split(",")] if policy else []
     for name in given:
         if name not in CHANGES:
