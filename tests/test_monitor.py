@@ -265,6 +265,11 @@ def test_a_collapse_may_end_the_run(tmp_path: Path) -> None:
     assert digest(gan.game.state()) == digest(whole.game.state())
 
 
+def test_a_run_that_is_complete_is_not_stopped() -> None:
+    run = fit(frozen(), steps=20, on_collapse="stop")
+    assert [event["event"] for event in run.events] == ["collapse"]
+
+
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     real, left = mg.Game._remember, [step]
 

@@ -611,9 +611,9 @@ def test_a_scheduled_penalty_is_the_one_of_its_step() -> None:
     [
         {"update": "extragradient"},
         {"optimizer": Adam(1e-3, optimistic=True)},
-        {"unroll": 1, "update": "simultaneous"},
+        pytest.param({"unroll": 1, "update": "simultaneous"}, marks=pytest.mark.slow),
         {"augment": "translation", "penalty": mg.penalties.r1(mg.optim.exponential(0.5, steps=10))},
-        {"pack": 2, "feature_matching": 1.0},
+        pytest.param({"pack": 2, "feature_matching": 1.0}, marks=pytest.mark.slow),
     ],
     ids=str,
 )

@@ -197,7 +197,13 @@ def test_examples(module: ModuleType) -> None:
     assert failed == 0
 
 
-@pytest.mark.parametrize("name", STUDIES)
+# The parts of the others have tests of their own, and .ci/run makes all tiny runs.
+QUICK = {"mixtures_a", "parzen", "stacked"}
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in STUDIES]
+)
 def test_every_study_at_a_tiny_size(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     if "mnist" in getattr(STUDIES[name], "NEEDS", ()) and find("mnist") is None:
         pytest.skip("MNIST is not here")
