@@ -9,8 +9,6 @@ these derivatives on purpose.
 """
 
 import copy
-import functools
-import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -28,6 +26,7 @@ from minigan.nn.module import ASSIGN, Module, assign, check_arrays, forward, sub
 from minigan.ops import Stream, augment, mean, sigmoid
 from minigan.ops.augment import changes
 from minigan.optim import EMA, Adam, Optimizer
+from minigan.packs import pack, weights_of_packs
 from minigan.penalties import Penalty
 from minigan.player import Player, not_finite
 from minigan.tape import alias, apply, copy as copied, grad, no_grad, recording
@@ -46,30 +45,6 @@ class _Draw(NamedTuple):
     latents: Tensor
     of_generator: Tensor
     random: Stream
-
-
-def packed(shape: tuple[int, ...], count: int) -> tuple[int, ...]:
-    """The shape of so many samples side by side: (..., C) becomes (..., count · C)."""
-    return (*shape[:-1], count * shape[-1])
-
-
-def pack(x: Tensor, count: int) -> Tensor:
-    """Groups of samples (N, ..., C) as one sample with more channels: (N / count, ..., count · C).
-
-    `ShapeError` unless the groups come out even.
-
-    >>> import minigan as mg
-    >>> from minigan.game import pack
-    >>> pack(mg.tensor([[1.0, 2.0], [3.0, 4.0]]), 2).numpy()
-    array([[1., 2., 3., 4.]], dtype=float32)
-    """
-    if count == 1:
-        return x
-    if x.shape[0] % count:
-        raise ShapeError(f"Game: a batch of {x.shape[0]} samples cannot be packed by {count}")
-    groups = x.reshape(x.shape[0] // count, count, *x.shape[1:])
-    axes = (0, *range(2, groups.ndim - 1), 1, groups.ndim - 1)
-    return groups.transpose(axes).reshape(groups.shape[0], *packed(x.shape[1:], count))
 
 
 def _as_batches(batches: Any) -> list[Tensor]:
@@ -421,7 +396,7 @@ class Game:
         """The discriminator's losses, and metrics."""
         judge = self._judge(draw)
         with no_grad():
-            real, weights = self._seen(draw.real, draw.random), self._of_packs(draw.weights)
+            real, weights = self._seen(draw.real, draw.random), weights_of_packs(draw.weights, self.pack)
         fake = self._seen(fake, draw.random)
         real_logits, fake_logits = judge(real), judge(fake)
         loss = self.loss.discriminator(real_logits, fake_logits, 1.0 - self.smoothing, *_given(weights))
@@ -453,7 +428,10 @@ class Game:
         if paired or self.feature_matching:
             # A constant, unless the discriminator is a function of the generator, or both descend for each other.
             with recording(bool(self.unroll or self.consensus)):
-                of_real, weights = below(self._seen(draw.real, random)), self._of_packs(draw.weights)
+                of_real, weights = (
+                    below(self._seen(draw.real, random)),
+                    weights_of_packs(draw.weights, self.pack),
+                )
                 real_logits = last(of_real) if paired else None
         of_fake = below(self._seen(fake, random))
         if self.feature_matching:
@@ -467,12 +445,6 @@ class Game:
             of_pairs = _given(weights if self.loss.paired else None)
             loss = self.loss.generator(real_logits, fake_logits, *of_pairs)
         return {"g_loss": loss} | matching
-
-    def _of_packs(self, weights: Tensor | None) -> Tensor | None:
-        """The weights of packs of samples, which are drawn independently: the products of theirs."""
-        if weights is None or self.pack == 1:
-            return weights
-        return functools.reduce(operator.mul, (weights[k :: self.pack] for k in range(self.pack)))
 
     def _seen(self, x: Tensor, random: Stream) -> Tensor:
         """Samples as the discriminator sees them."""

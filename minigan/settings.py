@@ -18,12 +18,13 @@ import numpy as np
 from minigan import losses, models, optim, penalties
 from minigan.data.sampler import SAMPLINGS
 from minigan.errors import ConfigError
-from minigan.game import UPDATES, Game, packed
+from minigan.game import UPDATES, Game
 from minigan.guard import POLICIES
 from minigan.monitor import ANSWERS
 from minigan.nn import Module, init as initializers
 from minigan.ops import Stream
 from minigan.optim import Curve, Optimizer
+from minigan.packs import packed
 from minigan.penalties import Penalty
 from minigan.sampling import LATENTS
 from minigan.tensor import Tensor

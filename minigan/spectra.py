@@ -22,10 +22,11 @@ from minigan.backend import Array
 from minigan.data import Batches
 from minigan.errors import CheckpointError, ConfigError, DataError
 from minigan.files import replacing
-from minigan.game import Game, pack
+from minigan.game import Game
 from minigan.nn import Sequential
 from minigan.nn.module import forward
 from minigan.ops import Stream
+from minigan.packs import pack
 from minigan.pictures import spectrum_plot
 from minigan.sampling import positive
 from minigan.tape import no_grad

@@ -12,11 +12,12 @@ from minigan import checkpoint, program, report, settings, state
 from minigan.backend import Array, one_blas_thread
 from minigan.data import Batches
 from minigan.errors import CheckpointError, ConfigError
-from minigan.game import Game, packed
+from minigan.game import Game
 from minigan.losses import Loss
 from minigan.nn import Module
 from minigan.ops.random import Stream
 from minigan.optim import Adam, Optimizer
+from minigan.packs import packed
 from minigan.penalties import Penalty
 from minigan.report import LOGGED, Record
 from minigan.sampling import Sampler, positive

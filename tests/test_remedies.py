@@ -9,10 +9,11 @@ import pytest
 import minigan as mg
 from minigan import presets
 from minigan.errors import CheckpointError, ConfigError, NonFiniteError, ShapeError
-from minigan.game import Game, pack
+from minigan.game import Game
 from minigan.nn.module import substituted
 from minigan.ops import Stream
 from minigan.optim import SGD, Adam
+from minigan.packs import pack
 from minigan.spectra import spectrum
 from minigan.tape import recording
 from minigan.train import build
@@ -482,11 +483,9 @@ def test_packs_of_balanced_batches_are_of_any_classes() -> None:
     assert len(np.unique(seen, axis=0)) == 25
 
 
-def test_weights_of_packs_are_those_of_their_samples() -> None:
+def test_weights_of_other_numbers_of_samples_are_refused() -> None:
     g, d = mg.models.mlp_generator(4, (8,), (2,), output=None), mg.models.mlp_discriminator((4,), (8,))
     game = Game(g, d, pack=2, ema=None)
-    weights = game._of_packs(mg.tensor([1.0, 2.0, 3.0, 0.5]))
-    assert weights is not None and weights.numpy().tolist() == [2.0, 1.5]
     x, z = Stream(0, "x").normal((4, 2)), Stream(0, "z").normal((4, 4))
     with pytest.raises(ShapeError, match=r"weights of shape \(3,\) for real samples of shape \(4, 2\)"):
         game.step(x, [z, z], random=Stream(0, "unused"), weights=mg.tensor([1.0, 1.0, 1.0]))
