@@ -53,11 +53,6 @@ def _as_batches(batches: Any) -> list[Tensor]:
     )
 
 
-def _given(weights: Tensor | None) -> tuple[Tensor, ...]:
-    """The argument, if there are weights: losses of a user's own need not know of it."""
-    return () if weights is None else (weights,)
-
-
 class Game:
     """Two networks that train against each other; `step` makes one round of the game.
 
@@ -238,9 +233,6 @@ class Game:
         for name, given in (("labels", classes), ("weights", shares)):
             if len(given) != len(reals):
                 raise ShapeError(f"Game: {len(given)} batches of {name} for {len(reals)} real batches")
-        for real, own in zip(reals, shares, strict=True):
-            if own is not None and own.shape != real.shape[:1]:
-                raise ShapeError(f"Game: weights of shape {own.shape} for real samples of shape {real.shape}")
         host(self._remember)
         try:
             with undone_by(self._recount), self._kept():
@@ -399,7 +391,8 @@ class Game:
             real, weights = self._seen(draw.real, draw.random), weights_of_packs(draw.weights, self.pack)
         fake = self._seen(fake, draw.random)
         real_logits, fake_logits = judge(real), judge(fake)
-        loss = self.loss.discriminator(real_logits, fake_logits, 1.0 - self.smoothing, *_given(weights))
+        given = () if weights is None else (weights,)  # losses of a user's own need not know of them
+        loss = self.loss.discriminator(real_logits, fake_logits, 1.0 - self.smoothing, *given)
         terms = [
             penalty(judge, real, fake, real_logits, fake_logits, draw.random, lambda: self.steps)
             for penalty in self.penalties
@@ -439,11 +432,11 @@ class Game:
                 of_real = of_real * weights.reshape(of_real.shape[0], *[1] * (of_real.ndim - 1))
             matching["feature matching"] = feature_matching(of_real, of_fake) * self.feature_matching
         fake_logits = last(of_fake)
+        given = () if weights is None or not paired else (weights,)
         if whole:
-            loss = -self.loss.discriminator(real_logits, fake_logits, 1.0, *_given(weights))
+            loss = -self.loss.discriminator(real_logits, fake_logits, 1.0, *given)
         else:
-            of_pairs = _given(weights if self.loss.paired else None)
-            loss = self.loss.generator(real_logits, fake_logits, *of_pairs)
+            loss = self.loss.generator(real_logits, fake_logits, *given)
         return {"g_loss": loss} | matching
 
     def _seen(self, x: Tensor, random: Stream) -> Tensor:

@@ -32,7 +32,7 @@ def pack(x: Tensor, count: int) -> Tensor:
 
 
 def weights_of_packs(weights: Tensor | None, count: int) -> Tensor | None:
-    """Those of packs of samples that are drawn independently: the products of the samples' (N,).
+    """Those of packs of samples that are drawn independently: the products of the samples' (N,), else `ShapeError`.
 
     >>> import minigan as mg
     >>> from minigan.packs import weights_of_packs
@@ -41,4 +41,6 @@ def weights_of_packs(weights: Tensor | None, count: int) -> Tensor | None:
     """
     if weights is None or count == 1:
         return weights
+    if weights.ndim != 1 or weights.size % count:
+        raise ShapeError(f"weights of shape {weights.shape} for samples that are packed by {count}")
     return functools.reduce(operator.mul, (weights[k::count] for k in range(count)))

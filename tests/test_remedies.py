@@ -487,8 +487,9 @@ def test_weights_of_other_numbers_of_samples_are_refused() -> None:
     g, d = mg.models.mlp_generator(4, (8,), (2,), output=None), mg.models.mlp_discriminator((4,), (8,))
     game = Game(g, d, pack=2, ema=None)
     x, z = Stream(0, "x").normal((4, 2)), Stream(0, "z").normal((4, 4))
-    with pytest.raises(ShapeError, match=r"weights of shape \(3,\) for real samples of shape \(4, 2\)"):
-        game.step(x, [z, z], random=Stream(0, "unused"), weights=mg.tensor([1.0, 1.0, 1.0]))
+    for count in (1, 2, 3, 5, 6):
+        with pytest.raises(ShapeError, match="weights of shape"):
+            game.step(x, [z, z], random=Stream(0, "unused"), weights=mg.tensor(np.ones(count, np.float32)))
 
 
 def test_the_spectrum_of_packs_takes_batches_that_come_out_even() -> None:
