@@ -106,6 +106,8 @@ def judge(
     wrong = len(made) - int(np.isfinite(made).reshape(len(made), -1).all(1).sum())
     if wrong:
         raise NonFiniteError(f"{wrong:,} of {len(made):,} samples have values that are NaN or infinite")
+    if made.ndim != 2:
+        made = as_images(made)
     count = min(len(made), len(known))
     if count < LEAST:
         raise DataError(f"{len(made)} samples beside {len(known)} of data: expected at least {LEAST} of each")
@@ -210,7 +212,9 @@ def _distances(
 
 
 def _bounded(name: str, value: float, low: float, high: float, real: float | None) -> Measure:
-    """With an interval that does not leave the values that there can be."""
+    """With an interval that does not leave the values that there can be; none, where all halves have the same value."""
+    if low == high:  # as of a class that no sample has: that is no certainty
+        return Measure(name, value, real=real)
     least = -math.inf if name.startswith("kernel_distance") else 0.0
     most = 1.0 if name.startswith(SHARES) else math.inf
     return Measure(name, value, max(low, least), min(high, most), real)
@@ -309,10 +313,10 @@ def evaluate(
             raise ConfigError(f"{option} {path}: expected a name that ends in {end}")
         if path is not None and not os.path.isdir(os.path.dirname(path) or "."):
             raise ConfigError(f"{option} {path}: there is no folder {os.path.dirname(path)}")
-    draws = sampler(run, raw=raw)
-    newest = state.newest(run, lambda note: None)  # the sampler has told of damaged ones
+    newest = state.newest(run, lambda note: report.say(f"minigan: note: {note}", error=True))
     if newest is None:
         raise CheckpointError(f"{shown(run)}: has no checkpoint")
+    draws = sampler(newest.path, raw=raw)  # the same one, though the run may go on meanwhile
     config = newest.about["config"]
     name, found = _read(config, newest.path, source, data_dir, draws.shape)
     if picture is not None:
@@ -421,8 +425,10 @@ def _write_json(path: str, facts: Mapping[str, Any], measures: list[Measure]) ->
 
 def _draw(path: str, made: Array, training: Array, quality: Quality) -> None:
     if made.ndim == 2:
-        pictures.points_plot(path, training[: len(made)], made)
+        some = Stream(0, "evaluate/picture").permutation(len(training))[: len(made)]
+        pictures.points_plot(path, training[some], made)
     elif not len(quality.closest):
-        raise DataError("no picture of the nearest training samples: half of them or more are there twice")
+        text = "no picture of the nearest training samples: half of them or more are there twice"
+        report.say(f"minigan: note: {text}", error=True)
     else:
         pictures.save_png(path, pictures.beside_nearest(made[quality.closest], training[quality.copies]))

@@ -140,6 +140,7 @@ def along(
         raise CheckpointError(f"{os.fspath(path)}: has no checkpoint")
     if samples is None:
         samples, labels = _data(found[0][0]["config"], os.fspath(path), data_dir)
+    passed = 0
     for about, file in reversed(found):
         try:
             arrays = state.read(file).arrays
@@ -150,6 +151,11 @@ def along(
         except CheckpointError as error:
             if file == os.fspath(path):
                 raise
+            passed += 1
+            if passed == len(found):
+                raise CheckpointError(
+                    f"{os.fspath(path)}: all {passed} checkpoints are damaged, the last: {error}"
+                ) from None
             note(f"{error}; it is passed over")
             continue
         yield _measured(gan, samples, labels, count, batch, latents, seed)

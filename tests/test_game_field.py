@@ -77,8 +77,10 @@ def test_stable_steps() -> None:
     assert stable_step([-1, 0.1]) == stable_step([1j, -1j]) == 0
     assert stable_step([0]) == math.inf
     assert stable_step([-1, 1e-17, -1e-17j]) == 2
-    with pytest.raises(mg.DataError, match="1 of 2 eigenvalues are NaN"):
+    with pytest.raises(mg.DataError, match="1 of 2 eigenvalues are not finite"):
         stable_step([math.nan, -1])
+    with pytest.raises(mg.DataError, match="1 of 2 eigenvalues are not finite"):
+        stable_step([-math.inf, -1])
 
 
 @pytest.mark.parametrize(

@@ -390,3 +390,64 @@ def test_stacked_digits_spell_their_labels() -> None:
 def test_errors_have_the_numbers(call, error, words) -> None:
     with pytest.raises(error, match=words):
         call()
+
+
+# What must not decide
+
+
+def test_one_sample_that_is_far_away_does_not_decide() -> None:
+    points = mg.data.ring().sample(700, mg.ops.Stream(0, "points"))[0].astype(np.float64)
+    made, known = points[:200].copy(), points[200:]
+    before = metrics.memorisation(made, known).ratio
+    neighbours = metrics.precision_recall(known[:200], made)
+    likelihood = metrics.parzen_log_likelihood(made, known, 0.1).mean
+    for far in (1e5, 1e8):
+        made[0] = far
+        assert metrics.memorisation(made, known).ratio == pytest.approx(before, rel=0.05)
+        found = metrics.precision_recall(known[:200], made)
+        np.testing.assert_allclose(found, neighbours, atol=0.06)
+        assert metrics.parzen_log_likelihood(made, known, 0.1).mean == pytest.approx(likelihood, abs=0.02)
+
+
+@pytest.mark.parametrize("scale", [1, 255, 1 / 255])
+def test_neighbours_at_equal_distances_are_counted_however_they_are_rounded(scale: float) -> None:
+    rng = np.random.default_rng(0)
+    x, y = ((rng.random((150, 64)) < 0.5).astype(np.float64) for _ in range(2))
+
+    def distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return (a[:, None] != b[None]).sum(2)
+
+    def radii(a: np.ndarray) -> np.ndarray:
+        return np.sort(distances(a, a) + np.diag([1000] * len(a)), axis=1)[:, 4]
+
+    inside = distances(y, x) <= radii(x)
+    recall = (distances(y, x) <= radii(y)[:, None]).any(0).mean()
+    expected = (inside.any(1).mean(), recall, inside.sum() / (5 * len(y)), inside.any(0).mean())
+    np.testing.assert_allclose(metrics.precision_recall(x * scale, y * scale, 5), expected, rtol=1e-12)
+
+
+def test_a_classifier_refuses_what_are_no_images(tmp_path: Path) -> None:
+    images, labels = mg.data.digits()
+    judge = metrics.classifier(images, labels, steps=30, cache=tmp_path)
+    for bad in (
+        np.full((2, 8, 8, 1), np.nan),
+        images[:3] * 2 - 1,
+        images[:0],
+        (images[:3] * 255).astype(int),
+    ):
+        with pytest.raises(mg.DataError):
+            judge.labels(bad)
+    with np.errstate(all="ignore"), pytest.raises(mg.NonFiniteError, match="diverged at a rate of 1e\\+30"):
+        metrics.classifier(images, labels, steps=30, lr=1e30, cache=tmp_path)
+    again = metrics.classifier(images, labels, steps=np.int64(30), seed=np.int64(0), cache=tmp_path)
+    assert again.cached
+
+
+def test_points_of_bytes_are_what_they_are() -> None:
+    np.testing.assert_array_equal(metrics.points(np.array([[255, 0]], np.uint8)), [[255, 0]])
+
+
+def test_distances_refuse_what_is_not_finite() -> None:
+    with pytest.raises(mg.DataError, match="1 values are not finite"):
+        metrics.sliced_wasserstein(np.array([[np.nan], [0.0]]), np.zeros((2, 1)))
+    assert math.isfinite(metrics.parzen_log_likelihood([[0.0]], [[0.0]], 1e-170).mean)

@@ -190,3 +190,14 @@ def test_conditional_images_have_labels_and_bounds() -> None:
     expected = one.game.field(real, z, labels=known).vector()
     assert found.norm == pytest.approx(np.linalg.norm(expected))
     assert found.singular_values.shape == (3,) and 1 <= found.condition < np.inf
+
+
+def test_a_run_whose_checkpoints_are_all_damaged(run: str, tmp_path: Path) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    files = sorted((copy / "checkpoints").glob("*.safetensors"))
+    for file in files:
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1
+        file.write_bytes(content)
+    with pytest.raises(mg.CheckpointError, match=rf"all {len(files)} checkpoints are damaged"):
+        list(spectra.along(copy, POINTS, note=lambda text: None))

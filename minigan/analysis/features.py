@@ -161,10 +161,10 @@ def linear_probe(x: Any, labels: Any, test_x: Any, test_labels: Any, ridge: floa
     (a, c), (test_a, test_c) = both
     if a.shape[1] != test_a.shape[1]:
         raise DataError(f"linear_probe: {a.shape[1]} features in training, {test_a.shape[1]} in the test")
-    mean = a.mean(0)
-    centred, targets = a - mean, np.eye(int(c.max()) + 1)[c]
+    mean, (known, place) = a.mean(0), np.unique(c, return_inverse=True)
+    centred, targets = a - mean, np.eye(len(known))[place]
     gram = centred.T @ centred
     gram += np.eye(len(gram)) * (ridge * max(np.trace(gram) / len(gram), np.finfo(float).tiny))
     weights = np.linalg.solve(gram, centred.T @ (targets - targets.mean(0)))
     scores = (test_a - mean) @ weights + targets.mean(0)
-    return float((scores.argmax(1) == test_c).mean())
+    return float((known[scores.argmax(1)] == test_c).mean())

@@ -156,16 +156,17 @@ def stable_step(eigenvalues: Any) -> float:
     """The step h below which θ ← θ + h v(θ) converges near a point where v = 0: min 2 |Re λ| / |λ|².
 
     It is 0 if an eigenvalue has no negative real part; one that is 0, to 1e-12 of the largest, moves nothing and is
-    passed over. That is |1 + h λ| < 1, solved for h (Mescheder et al. 2017, Lemma 4). `DataError` for NaN.
+    passed over. That is |1 + h λ| < 1, solved for h (Mescheder et al. 2017, Lemma 4). `DataError` for what is not
+    finite.
 
     >>> import minigan as mg
     >>> round(mg.analysis.stable_step([-0.15 + 0.4769696j, -0.15 - 0.4769696j]), 6)  # R1 with γ = 0.3: 4 γ
     1.2
     """
     found = np.asarray(eigenvalues, np.complex128).reshape(-1)
-    if np.isnan(found).any():
+    if not np.isfinite(found).all():
         raise DataError(
-            f"stable_step: {np.count_nonzero(np.isnan(found))} of {found.size} eigenvalues are NaN"
+            f"stable_step: {np.count_nonzero(~np.isfinite(found))} of {found.size} eigenvalues are not finite"
         )
     sizes = np.abs(found)
     found = found[sizes > 1e-12 * np.max(sizes, initial=0.0)]

@@ -226,7 +226,13 @@ class Batches:
         never = int(np.count_nonzero(chances == 0))
         if never:
             raise ConfigError(f"importance weights: {never} samples have weight 0, and are never drawn")
-        return (1 / (len(chances) * chances)).astype(np.float32)
+        with np.errstate(over="ignore"):
+            weights: Array = (1 / (len(chances) * chances)).astype(np.float32)
+        if not np.isfinite(weights).all():
+            raise ConfigError(
+                f"importance weights: the rarest sample has a chance of {chances.min():g}, too small to undo"
+            )
+        return weights
 
     def at(self, step: int) -> Array:
         """The batch of `step`, counted from 0: float32 (batch, H, W, C) in [0, 1], or float32 (batch, P) of points."""

@@ -4,6 +4,7 @@ import numpy as np
 
 from minigan.backend import Array
 from minigan.errors import ShapeError
+from minigan.metrics.samples import as_rows
 from minigan.ops.random import Stream
 
 
@@ -19,7 +20,7 @@ def sliced_wasserstein(x: Array, y: Array, directions: int = 64, seed: int = 0) 
         directions: how many.
         seed: of the directions.
 
-    Raises `ShapeError` for other shapes.
+    Raises `ShapeError`, `DTypeError` and `DataError` for other arrays.
 
     >>> import numpy as np
     >>> from minigan.metrics import sliced_wasserstein
@@ -27,7 +28,9 @@ def sliced_wasserstein(x: Array, y: Array, directions: int = 64, seed: int = 0) 
     >>> sliced_wasserstein(x, x + 2.0)  # the only direction there is
     2.0
     """
-    if x.shape != y.shape or x.ndim < 2 or 0 in x.shape:
+    x, y = np.asarray(x), np.asarray(y)
+    as_rows("sliced_wasserstein", x, y)
+    if x.shape != y.shape:
         raise ShapeError(f"sliced_wasserstein: shapes {x.shape} and {y.shape}, expected the same (N, ...)")
     flat = [a.reshape(len(a), -1).astype(np.result_type(a, np.float32)) for a in (x, y)]
     axes = Stream(seed, "directions").normal((flat[0].shape[1], directions), dtype=np.float64).numpy()

@@ -1,5 +1,6 @@
 """How sure a measure is: confidence intervals from random halves of the samples."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -82,9 +83,16 @@ def _plain(x: Array) -> Any:
 
 
 def _student(level: float, degrees: int) -> float:
-    """How many standard errors an interval reaches: Cornish and Fisher's expansion (Abramowitz and Stegun, 26.7.5)."""
+    """How many standard errors an interval reaches.
+
+    Exact for one and two degrees of freedom, and else Cornish and Fisher's expansion (Abramowitz and Stegun, 26.7.5).
+    """
     from statistics import NormalDist  # here, because it loads more than `import minigan` needs
 
+    if degrees == 1:
+        return math.tan(math.pi * level / 2)
+    if degrees == 2:
+        return level * math.sqrt(2 / (1 - level * level))
     z, d = NormalDist().inv_cdf(0.5 + level / 2), degrees
     first = (z**3 + z) / 4
     second = (5 * z**5 + 16 * z**3 + 3 * z) / 96

@@ -12,7 +12,7 @@ from minigan import checkpoint, nn, ops
 from minigan.backend import Array
 from minigan.data.sampler import Batches, as_images, as_labels, as_points
 from minigan.data.sets import cache_folder
-from minigan.errors import CheckpointError, ConfigError, DataError
+from minigan.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from minigan.files import Path
 from minigan.metrics.spaces import Space
 from minigan.nn.init import he_normal
@@ -72,6 +72,7 @@ class Classifier(Space):
 
     def _through(self, samples: Array, stop: int | None) -> Array:
         """The output of the layers before `stop`."""
+        samples = as_points(samples) if np.ndim(samples) == 2 else as_images(samples)
         part = nn.Sequential(*self._network.layers[:stop])
         with no_grad():
             found = [
@@ -125,13 +126,16 @@ def classifier(
         raise DataError(f"classifier: labels up to {classes - 1} for {len(samples)} samples")
     if not (steps >= 1 and batch >= 1):
         raise ConfigError(f"classifier: {steps} steps of batch {batch}: expected at least 1")
-    settings = {"version": VERSION, "steps": steps, "batch": batch, "lr": lr, "seed": seed}
+    settings: dict[str, Any] = {"version": VERSION, "steps": int(steps), "batch": int(batch), "lr": float(lr)}
+    settings["seed"] = int(seed)
     settings |= {"balanced": True} if balanced else {}
     network = _network(samples, classes, seed)
     path = _path(samples, known, settings, cache)
     accuracy = _found(path, network)
     if accuracy is None:
         accuracy = _train(network, classes, samples, known, settings, progress)
+        if not all(np.isfinite(x.numpy()).all() for x in network.parameters().values()):
+            raise NonFiniteError(f"classifier: its training diverged at a rate of {lr:g}")
         # A cache that cannot be written is none.
         with contextlib.suppress(OSError):
             os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)

@@ -37,9 +37,9 @@ def parzen_log_likelihood(samples: Any, test: Any, sigma: float) -> Likelihood:
     centres, x = centred(*as_rows("parzen_log_likelihood", samples, test))
     if not 0 < sigma < math.inf:
         raise ConfigError(f"parzen_log_likelihood: sigma={sigma!r}, expected a finite number above 0")
-    values = np.empty(len(x))
+    values, x, centres = np.empty(len(x)), x / sigma, centres / sigma
     for part in blocks(len(x), len(centres)):
-        terms = squared_distances(x[part], centres) / (-2 * sigma**2)
+        terms = squared_distances(x[part], centres) / -2
         top = terms.max(1, keepdims=True)
         values[part] = top[:, 0] + np.log(np.exp(terms - top).mean(1))
     values -= x.shape[1] * math.log(sigma * math.sqrt(2 * math.pi))

@@ -97,6 +97,9 @@ class Memorisation(NamedTuple):
     ratio: float
 
 
+CENTRED = 1000  # of the samples that are looked through, whose median all is centred on
+
+
 def memorisation(samples: Any, training: Any, k: int = 5, queries: int = 2000, seed: int = 0) -> Memorisation:
     """The nearest training samples of each sample, and whether they are nearer than they should be.
 
@@ -139,7 +142,8 @@ def nearest(x: Array, y: Array, k: int, itself: Array | None = None) -> tuple[Ar
     itself: where each x stands in y, (N,), which is then no neighbour of it; by default none does.
     """
     (rows,) = as_rows("nearest", x)
-    middle = rows.mean(0)
+    (some,) = as_rows("nearest", y[:: max(1, len(y) // CENTRED)])
+    middle = np.median(some, axis=0)  # not of x, of which a few may be far from all of y
     rows -= middle
     places, found = np.zeros((len(rows), k), np.int64), np.full((len(rows), k), np.inf)
     for chunk in blocks(len(y), rows.shape[1]):

@@ -6,7 +6,7 @@ import numpy as np
 
 from minigan.backend import Array
 from minigan.errors import ConfigError
-from minigan.metrics.samples import as_rows, blocks, centred, squared_distances
+from minigan.metrics.samples import ROUNDING, as_rows, blocks, centred, squared_distances
 
 
 class Neighbours(NamedTuple):
@@ -25,7 +25,7 @@ def precision_recall(real: Any, generated: Any, k: int = 5) -> Neighbours:
     that lie in that of a generated one (Kynkäänniemi et al. 2019, eq. 2). density: in how many real balls a generated
     sample lies, divided by k; coverage: the part of the real balls in which one lies (Naeem et al. 2020, eqs. 3, 4).
     For equal distributions the density's expectation is 1, and with N samples of both the coverage's is
-    1 - Π_{i=1..k} (N - i) / (2N - i).
+    1 - Π_{i=1..k} (N - i) / (2N - i), with N real ones and M generated 1 - Π_{i=1..k} (N - i) / (N + M - i).
 
     Args:
         real, generated: features (N, ...) and (M, ...): pixels, or those of a network. Memory is bounded by blocks.
@@ -63,4 +63,6 @@ def _radii(x: Array, k: int) -> Array:
         distances = squared_distances(x[part], x)
         distances[np.arange(part.stop - part.start), np.arange(part.start, part.stop)] = np.inf  # not itself
         found[part] = np.partition(distances, k - 1, axis=1)[:, k - 1]
-    return found
+    # What lies on the ball, as many samples of whole numbers do, is to be in it however its distance is rounded.
+    lengths = np.sqrt((x * x).sum(1))
+    return found + ROUNDING * (lengths**2 + (lengths + np.sqrt(found)) ** 2)  # type: ignore[no-any-return]

@@ -46,8 +46,8 @@ def blocks(count: int, width: int) -> Iterator[slice]:
 
 
 def centred(*samples: Array) -> list[Array]:
-    """All about the mean of the first, so that little cancels in `squared_distances`."""
-    middle = samples[0].mean(0)
+    """All about the median of the first, so that little cancels in `squared_distances`, whatever lies far away."""
+    middle = np.median(samples[0], axis=0)
     return [x - middle for x in samples]
 
 

@@ -87,7 +87,7 @@ def _flat(samples: Array) -> Array:
 pixels = Space("pixels", _flat)
 """Every pixel of every channel, in [0, 1]: bytes are divided by 255, floats are as they are."""
 
-points = Space("points", _flat)
+points = Space("points", lambda samples: samples.reshape(len(samples), -1))
 """The coordinates of points, as they are."""
 
 
