@@ -74,10 +74,10 @@ def images(study: str) -> Images | None:
 
 
 @functools.cache
-def classifier(study: str, quick: bool) -> metrics.Classifier:
+def classifier(study: str, steps: int) -> metrics.Classifier:
     """One of all the data of a study, and so of the rare classes too, drawn as often as the others."""
     data = _data(study)
-    return metrics.classifier(data.images, data.labels, steps=50 if quick else 1500, balanced=True)
+    return metrics.classifier(data.images, data.labels, steps=steps, balanced=True)
 
 
 def _data(study: str) -> Images:
@@ -93,36 +93,55 @@ def cases(seeds: int, quick: bool) -> list[dict[str, Any]]:
         {"study": "ring", "rho": rho, "remedy": remedy} for rho in RHOS for remedy in OF_RING
     ]
     others: list[dict[str, Any]] = [
-        {"study": each, "remedy": remedy} for each in NAMES if images(each) for remedy in OF_IMAGES
+        {"study": each, "remedy": remedy} | ({"rho": LONG} if each == "mnist" else {})
+        for each in NAMES
+        if images(each)
+        for remedy in OF_IMAGES
     ]
     chosen = [*rings[-len(OF_RING) :], *others] if quick else [*rings, *others]
-    return [{**case, "seed": seed} for seed in range(1 if quick else seeds) for case in chosen]
+    # All else that decides about a result.
+    ring = {"steps": 50 if quick else 8_000, "samples": 1000 if quick else SAMPLES}
+    image = {
+        **ring,
+        "samples": 500 if quick else SAMPLES,
+        "of_class": OF_CLASS,
+        "k": K,
+        "judge": 50 if quick else 1500,
+    }
+    return [
+        {
+            **case,
+            **(ring if case["study"] == "ring" else image),
+            "settings": REMEDIES[case["remedy"]],
+            "seed": seed,
+        }
+        for seed in range(1 if quick else seeds)
+        for case in chosen
+    ]
 
 
 def run(case: dict[str, Any], quick: bool) -> dict[str, Any]:
     """Train, and measure: numbers by name."""
-    return _ring(case, quick) if case["study"] == "ring" else _images(case, quick)
+    return _ring(case) if case["study"] == "ring" else _images(case)
 
 
 def _trained(
-    config: dict[str, Any], samples: Array, labels: Array, remedy: str, **more: Any
+    config: dict[str, Any], samples: Array, labels: Array, settings: dict[str, Any]
 ) -> tuple[mg.GAN, float]:
     gan = train.build(config)
-    settings = REMEDIES[remedy]
     known = labels if "sampling" in settings or config["generator"]["classes"] is not None else None
     begun = time.perf_counter()
     gan.fit(samples, known, **{key: config["training"][key] for key in ("steps", "batch")}, **settings)
     return gan, time.perf_counter() - begun
 
 
-def _ring(case: dict[str, Any], quick: bool) -> dict[str, Any]:
+def _ring(case: dict[str, Any]) -> dict[str, Any]:
     seed, weights = case["seed"], mg.data.long_tail(8, case["rho"])
     mixture = mg.data.ring(weights=weights)
     points, modes = mixture.sample(100_000, Stream(seed, "ring"))
-    training = {"steps": 50} if quick else {}
-    config = presets.config("ring", training=training, seed=seed)
-    gan, seconds = _trained(config, points, modes, case["remedy"])
-    made = gan.sample(1000 if quick else SAMPLES, seed=seed)
+    config = presets.config("ring", training={"steps": case["steps"]}, seed=seed)
+    gan, seconds = _trained(config, points, modes, case["settings"])
+    made = gan.sample(case["samples"], seed=seed)
     found, whole = metrics.mode_report(made, mixture), metrics.mode_coverage(made, mixture)
     return {
         "seconds": seconds,
@@ -138,22 +157,22 @@ def _ring(case: dict[str, Any], quick: bool) -> dict[str, Any]:
     }
 
 
-def _images(case: dict[str, Any], quick: bool) -> dict[str, Any]:
+def _images(case: dict[str, Any]) -> dict[str, Any]:
     study, remedy, seed = case["study"], case["remedy"], case["seed"]
-    data, judge = _data(study), classifier(study, quick)
+    data, judge = _data(study), classifier(study, case["judge"])
     classes, kept = len(CLASSES[study]), np.arange(len(data.labels))
     if study == "mnist":
-        kept = mg.data.long_tailed(data.labels, LONG, Stream(seed, "tail"))
+        kept = mg.data.long_tailed(data.labels, case["rho"], Stream(seed, "tail"))
     samples, labels = data.images[kept], data.labels[kept].astype(np.int64)
     config = presets.config(
         "images",
         shape=samples.shape[1:],
         seed=seed,
         classes=classes if remedy.startswith("conditional") else None,
-        training={"steps": 50 if quick else 8_000},
+        training={"steps": case["steps"]},
     )
-    gan, seconds = _trained(config, samples, labels, remedy)
-    count = 500 if quick else SAMPLES
+    gan, seconds = _trained(config, samples, labels, case["settings"])
+    count = case["samples"]
     shares = np.bincount(labels, minlength=classes) / len(labels)
     found: dict[str, Any] = {"seconds": seconds} | _finite("data_share", shares)
     if config["generator"]["classes"] is None:
@@ -161,16 +180,16 @@ def _images(case: dict[str, Any], quick: bool) -> dict[str, Any]:
         named = judge.labels(made)
         found |= _finite("ratio", np.bincount(named, minlength=classes) / count / shares)
     else:
-        named = np.arange(OF_CLASS * classes) % classes
+        named = np.arange(case["of_class"] * classes) % classes
         made = gan.sample(len(named), seed=seed, labels=named)
         found |= _finite(
             "hit", np.array([(judge.labels(made)[named == c] == c).mean() for c in range(classes)])
         )
     # Of each class as many samples, as far as there are, because recall rises with their number.
-    some = np.concatenate([np.flatnonzero(named == c)[:OF_CLASS] for c in range(classes)])
+    some = np.concatenate([np.flatnonzero(named == c)[: case["of_class"]] for c in range(classes)])
     real = data.held_out_labels.astype(np.int64)
-    table = metrics.class_report(data.held_out, real, made[some], named[some], K, features=judge)
-    enough = [int((named == c).sum()) >= OF_CLASS for c in table.labels]
+    table = metrics.class_report(data.held_out, real, made[some], named[some], case["k"], features=judge)
+    enough = [int((named == c).sum()) >= case["of_class"] for c in table.labels]
     for name in ("precision", "recall", "coverage"):
         found |= _finite(name, np.where(enough, getattr(table, name), np.nan))
     right = judge.labels(data.held_out) == real

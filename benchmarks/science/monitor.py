@@ -62,7 +62,11 @@ class Planted(mg.GAN):
 
 def cases(seeds: int, quick: bool) -> list[dict[str, Any]]:
     """Each kind of run for every seed, one if it is quick; and the presets whose looks are timed."""
-    runs = [{"run": name, "seed": seed} for name in STEPS for seed in range(1 if quick else seeds)]
+    runs = [
+        {"run": name, "seed": seed, "steps": steps[quick], "every": EVERY}
+        for name, steps in STEPS.items()
+        for seed in range(1 if quick else seeds)
+    ]
     priced = [name for name in PRICED if not data.SETS[name].files or data.find(name)]
     return runs + [{"run": "cost", "preset": name} for name in (priced[:1] if quick else priced)]
 
@@ -72,7 +76,7 @@ def run(case: dict[str, Any], quick: bool) -> dict[str, Any]:
     if case["run"] == "cost":
         return _cost(case["preset"], quick)
     name, seed = case["run"], case["seed"]
-    steps = STEPS[name][quick]
+    steps = case["steps"]
     gan = _gan(name, seed, steps, quick)
     done = gan.fit(data.digits()[0], steps=steps, batch=64, monitor_every=EVERY)
     told = [event["step"] for event in done.events if event["event"] == "collapse"]

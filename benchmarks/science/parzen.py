@@ -84,9 +84,10 @@ def networks(settings: Mapping[str, Any], seed: int) -> tuple[mg.models.Generato
 
 def cases(seeds: int, quick: bool) -> list[dict[str, Any]]:
     """The reference rows, which need no seeds, and then the networks with one seed after another."""
-    references = [{"centres": name, "seed": 0} for name in REFERENCES]
+    protocol = {"train": TRAIN, "validation": VALIDATION, "samples": CENTRES, "batch": BATCH}
+    references = [{"centres": name, "seed": 0, **protocol} for name in REFERENCES]
     trained = [
-        {"centres": name, "seed": seed, "settings": settings | ({"epochs": 1} if quick else {})}
+        {"centres": name, "seed": seed, **protocol, "settings": settings | ({"epochs": 1} if quick else {})}
         for seed in range(1 if quick else seeds)
         for name, settings in NETWORKS.items()
     ]

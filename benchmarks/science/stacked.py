@@ -94,7 +94,16 @@ def found(judge: mg.metrics.Classifier, images: Array) -> dict[str, float]:
 def cases(seeds: int, quick: bool) -> list[dict[str, Any]]:
     """Every method; all with one seed before any with the next."""
     return [
-        {"method": name, "seed": seed, "steps": 2 if quick else STEPS, "settings": settings}
+        {
+            "method": name,
+            "seed": seed,
+            "steps": 2 if quick else STEPS,
+            "images": 256 if quick else IMAGES,
+            "samples": 64 if quick else SAMPLES,
+            "batch": 16 if quick else BATCH,
+            "judge": 2 if quick else 1500,
+            "settings": settings,
+        }
         for seed in range(1 if quick else seeds)
         for name, settings in list(METHODS.items())[
             : 2 if quick else None
@@ -104,11 +113,11 @@ def cases(seeds: int, quick: bool) -> list[dict[str, Any]]:
 
 def run(case: dict[str, Any], quick: bool) -> dict[str, float]:
     """Train, and read 25,600 samples of the last weights, and of the averaged ones."""
-    settings, seed, count = case["settings"], case["seed"], 64 if quick else SAMPLES
+    settings, seed, count = case["settings"], case["seed"], case["samples"]
     (digits, labels), test = mnist()[0][1:], mnist()[1]
-    judge = mg.metrics.classifier(digits, labels, steps=2 if quick else 1500)
+    judge = mg.metrics.classifier(digits, labels, steps=case["judge"])
     accuracy = float((judge.labels(test.samples) == test.labels).mean())
-    images, _ = mg.data.stacked(digits, labels, 256 if quick else IMAGES, Stream(seed, "stacked"))
+    images, _ = mg.data.stacked(digits, labels, case["images"], Stream(seed, "stacked"))
     of_g, of_d = (mg.optim.Adam(rate, b1=0.5, b2=0.99) for rate in settings["lr"])
     weight = settings.get("penalty")
     gan = mg.GAN(
@@ -122,7 +131,7 @@ def run(case: dict[str, Any], quick: bool) -> dict[str, float]:
         seed=seed,
         **settings.get("game", {}),
     )
-    time = trained(gan, images, case["steps"], 16 if quick else BATCH)
+    time = trained(gan, images, case["steps"], case["batch"])
     of_last = found(judge, gan.sample(count, seed=seed, raw=True))
     of_average = {f"ema_{k}": v for k, v in found(judge, gan.sample(count, seed=seed)).items()}
     return of_last | of_average | {"classifier_accuracy": accuracy} | time
