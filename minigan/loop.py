@@ -296,7 +296,8 @@ class Loop:
         """The sliced Wasserstein distance of samples to data, in pixels or the points' unit."""
         real = self.compared
         made = self.gan.sampler().sample(len(real), self.gan.seed, self.compared_labels).reshape(real.shape)
-        distance = sliced_wasserstein(real, made)
+        # What the last update made is not looked at by the step itself: such weights are found when they are saved.
+        distance = sliced_wasserstein(real, made) if np.isfinite(made).all() else math.inf
         return distance if math.isfinite(distance) else None
 
     def _last_good(self) -> tuple[dict[str, Array], list[dict[str, float]]] | None:
