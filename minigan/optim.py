@@ -177,7 +177,7 @@ def _adam(
     return p - (rate * m / (fm.sqrt(unbias * v) + eps) + decay * p), m, v
 
 
-# Formulas as functions of tensors, with derivatives. The root of 0 has none; what is added is far below any eps.
+# Formulas as functions of tensors, with derivatives. The root of 0 has none: below 1e-15 it is taken for a constant.
 _OF_TENSORS = types.SimpleNamespace(minimum=minimum, maximum=maximum, sqrt=lambda x: sqrt(maximum(x, 1e-30)))
 
 
