@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.lib.array_utils import normalize_axis_tuple
 
-from minigan.backend import FLOATS, Array, Spec
+from minigan.backend import FLOATS, Array, Spec, broadcast_view, device_of, moved
 from minigan.errors import DTypeError, ShapeError
 from minigan.kernels.launch import may_build, numba
 from minigan.kernels.matrix import stacked
 from minigan.pointwise import broadcast, check_float
 from minigan.tape import Input, Primitive, Sample, Thunk, Value, apply, copy
+from minigan.trace import state
 
 Axis = int | Sequence[int] | None
 
@@ -215,7 +216,7 @@ def _broadcast_infer(x: Array, shape: tuple[int, ...]) -> Sequence[Spec]:
 BROADCAST_TO = Primitive(
     "broadcast_to",
     _broadcast_infer,
-    view=lambda x, shape: np.broadcast_to(x, shape),
+    view=lambda x, shape: broadcast_view(x, shape),
     vjp=lambda gy, y, x, shape: (lambda: unbroadcast(gy, x.shape),),
     linear=(0,),
     samples=tuple(
@@ -322,11 +323,19 @@ def _take_infer(x: Array, indices: Array, axis: int) -> Sequence[Spec]:
     return ((x.shape[:axis] + indices.shape + x.shape[axis + 1 :], x.dtype),)
 
 
-def check_indices(name: str, indices: Array, size: int) -> None:
-    """Raise `ShapeError` for an index outside -size .. size - 1, naming it."""
-    if indices.size and (indices.min() < -size or indices.max() >= size):
-        wrong = indices[(indices < -size) | (indices >= size)].flat[0]
-        raise ShapeError(f"{name}: index {wrong} is out of range for an axis of size {size}")
+def check_indices(name: str, indices: Array, size: int, negative: bool = True) -> None:
+    """Raise `ShapeError` for an index outside -size .. size - 1, or 0 .. size - 1 without `negative`, naming it.
+
+    Indices on a GPU are fetched for it, but for those of a step that is being captured, which have no values yet.
+    """
+    if device_of(indices) != "cpu":
+        if state.recorder is not None and state.recorder.composes:
+            return
+        indices = moved(indices, "cpu")
+    first = -size if negative else 0
+    if indices.size and (indices.min() < first or indices.max() >= size):
+        wrong = indices[(indices < first) | (indices >= size)].flat[0]
+        raise ShapeError(f"{name}: index {wrong} is not in {first} to {size - 1}, for an axis of size {size}")
 
 
 def _take_kernel(outs: Sequence[Array], x: Array, indices: Array, axis: int) -> None:

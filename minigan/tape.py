@@ -17,7 +17,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minigan.backend import FLOATS, Array, Spec, allocate
+from minigan.backend import (
+    FLOATS,
+    Array,
+    Spec,
+    allocate,
+    common_device,
+    cuda,
+    device_of,
+    full,
+    moved,
+    zeros_like,
+)
+from minigan.cuda.launch import Plan, run
+from minigan.cuda.loops import pointwise
 from minigan.errors import DTypeError, GraphError, ShapeError
 from minigan.kernels.loops import Formula
 from minigan.kernels.rows import copied
@@ -79,6 +92,8 @@ class Primitive:
         formula: the scalar formula, if the operation is pointwise.
         row: `row(outs, inputs, parts, **attributes)`, for arrays of which only shapes, strides and dtypes are known,
             gives the `minigan.kernels.rows.Plan` of compiled code in up to `parts` parts, or `None`.
+        cuda: `cuda(outs, inputs, **attributes)`, for such arrays, gives the `minigan.cuda.launch.Plan` of a GPU. A
+            formula needs none; of a primitive that has neither, a GPU runs the reference.
     """
 
     name: str
@@ -94,6 +109,13 @@ class Primitive:
     samples: tuple[Sample, ...] = ()
     formula: Any = None
     row: Callable[..., Any] | None = None
+    cuda: Callable[..., Plan] | None = None
+
+    def plan(self, outs: Sequence[Any], inputs: Sequence[Any], attributes: dict[str, Any]) -> Plan:
+        """What a GPU runs for this call."""
+        if self.cuda is not None:
+            return self.cuda(outs, inputs, **attributes)
+        return pointwise(self.formula, outs, inputs, **attributes)
 
 
 class Storage:
@@ -256,15 +278,22 @@ def apply(primitive: Primitive, *inputs: Any, **attributes: Any) -> Any:
     primitive's `infer`.
     """
     arrays = [x.array for x in inputs]
+    device = common_device(primitive.name, arrays) if cuda.active() else "cpu"
     specs = primitive.infer(*arrays, **attributes)
     if primitive.donates:
-        return _update(primitive, inputs, arrays, specs, attributes)
+        return _update(primitive, inputs, arrays, specs, attributes, device)
     if primitive.view is not None:
         outs: tuple[Array, ...] = (primitive.view(arrays[0], **attributes),)
         storage = inputs[0].share()
-    else:
+    elif device == "cpu":
         outs = allocate(specs)
         primitive.kernel(outs, *arrays, **attributes)  # type: ignore[misc]
+        storage = None
+    elif primitive.cuda is None and primitive.formula is None:
+        return primitive.reference(*inputs, **attributes)  # type: ignore[misc]
+    else:
+        outs = cuda.empty(specs, device)
+        _run_there(primitive, outs, arrays, attributes)
         storage = None
     if _state.recorder is not None:
         _state.recorder.call(primitive, arrays, outs, attributes)
@@ -279,8 +308,21 @@ def apply(primitive: Primitive, *inputs: Any, **attributes: Any) -> Any:
     return tuple([make(out, node, i) for i, out in enumerate(outs)])
 
 
+def _run_there(
+    primitive: Primitive, outs: Sequence[Array], arrays: list[Array], attributes: dict[str, Any]
+) -> None:
+    """Run a primitive on the GPU that its arrays are on; a captured step runs later, and nothing looks at values."""
+    if _state.recorder is None or not _state.recorder.composes:
+        run(primitive.plan(outs, arrays, attributes), outs, arrays)
+
+
 def _update(
-    primitive: Primitive, inputs: Any, arrays: list[Array], specs: Sequence[Spec], attributes: dict[str, Any]
+    primitive: Primitive,
+    inputs: Any,
+    arrays: list[Array],
+    specs: Sequence[Spec],
+    attributes: dict[str, Any],
+    device: str,
 ) -> Any:
     """Run a primitive whose first inputs are overwritten; the version of each rises."""
     donated = inputs[: primitive.donates]
@@ -290,17 +332,21 @@ def _update(
                 f"{primitive.name}: input {position}, shape {x.array.shape}, is to be updated in place but is memory of"
                 " a recorded result: update a copy, made with minigan.tensor"
             )
-        if not x.array.flags.writeable:
+        if device == "cpu" and not x.array.flags.writeable:
             raise GraphError(
                 f"{primitive.name}: input {position}, shape {x.array.shape}, is to be updated in place but its array"
                 " is read-only"
             )
-    outs = (*arrays[: primitive.donates], *allocate(specs[primitive.donates :]))
+    rest = specs[primitive.donates :]
+    outs = (*arrays[: primitive.donates], *(allocate(rest) if device == "cpu" else cuda.empty(rest, device)))
     if _state.recorder is not None:
         _state.recorder.call(primitive, arrays, outs, attributes)
         for x in donated:
             _state.recorder.changes(x)
-    primitive.kernel(outs, *arrays, **attributes)  # type: ignore[misc]
+    if device == "cpu":
+        primitive.kernel(outs, *arrays, **attributes)  # type: ignore[misc]
+    else:
+        _run_there(primitive, outs, arrays, attributes)
     for x in donated:
         x.share().version += 1
     return donated
@@ -364,9 +410,9 @@ def _seed(y: Value, v: Any) -> Any:
             raise ShapeError(
                 f"grad: an output of shape {y.array.shape} is not a scalar: sum it, or pass cotangents of its shape"
             )
-        return type(y)(np.ones((), y.array.dtype))
+        return type(y)(full(((), y.array.dtype), 1, device_of(y.array)))
     if not isinstance(v, Value):
-        v = type(y)(np.array(v, y.array.dtype))
+        v = type(y)(moved(np.array(v, y.array.dtype), device_of(y.array)))
     if v.array.shape != y.array.shape:
         raise ShapeError(f"grad: an output of shape {y.array.shape} has a cotangent of shape {v.array.shape}")
     if v.array.dtype != y.array.dtype:
@@ -407,7 +453,7 @@ def _thunks(node: Node, found: dict[int, Any], wanted: set[int]) -> Sequence[Thu
     gys = [found.get(y.point) if y.point in wanted else found.pop(y.point, None) for y in ys]
     if all(gy is None for gy in gys):
         return ()
-    gys = [make(np.zeros_like(y.array)) if gy is None else gy for gy, y in zip(gys, ys, strict=True)]
+    gys = [make(zeros_like(y.array)) if gy is None else gy for gy, y in zip(gys, ys, strict=True)]
     return rule(tuple(gys), tuple(ys), *node.inputs, **node.attributes)
 
 
@@ -449,7 +495,7 @@ def _rule_of_reference(primitive: Primitive) -> Callable[..., Sequence[Thunk]]:
                     out = primitive.reference(*handles, **attributes)  # type: ignore[misc]
                 found.extend(_backward([out], handles, [gy], cut=True))
             x, gx = inputs[position], found[position]
-            return type(x)(np.zeros_like(x.array)) if gx is None else gx
+            return type(x)(zeros_like(x.array)) if gx is None else gx
 
         return [partial(cotangent, i) if x.array.dtype in FLOATS else None for i, x in enumerate(inputs)]
 
@@ -462,7 +508,7 @@ def _own_memory(results: list[Any], targets: list[Any], seeds: list[Any]) -> lis
     owned = []
     for x, gx in zip(targets, results, strict=True):
         if gx is None:
-            gx = type(x)(np.zeros_like(x.array))
+            gx = type(x)(zeros_like(x.array))
         elif id(gx.array) in taken or gx.array.base is not None:
             gx = apply(copy, gx)
         taken.add(id(gx.array))
@@ -541,7 +587,7 @@ def jvp(f: Callable[..., Any], inputs: Any, tangents: Any) -> tuple[Any, Any]:
     y, pull = vjp(f, *xs)
     outs = _as_list(y, "jvp: the result of f")
     with recording(True):
-        us = [type(out)(np.zeros_like(out.array)) for out in outs]
+        us = [type(out)(zeros_like(out.array)) for out in outs]
         pulled = pull(*us)
     dys = grad(pulled, us, ts, create_graph=create_graph)
     return y, (type(y)(dys) if isinstance(y, (list, tuple)) else dys[0])

@@ -10,9 +10,9 @@ from typing import Any, Union
 
 import numpy as np
 
-from minigan.backend import FLOATS, KINDS, Array, device_name, native
+from minigan.backend import FLOATS, KINDS, Array, constant, cuda, device_name, device_of, moved, native
 from minigan.comparison import EQUAL, GREATER, GREATER_EQUAL, LOGICAL_AND, LOGICAL_OR, LOGICAL_XOR, NOT_EQUAL
-from minigan.errors import DTypeError, ShapeError
+from minigan.errors import DeviceError, DTypeError, ShapeError
 from minigan.kernels import formula as fm
 from minigan.linear import (
     CAST,
@@ -76,22 +76,36 @@ class Tensor(Value):
 
     @property
     def device(self) -> str:
-        """Where the array lives: `"cpu"`."""
-        return "cpu"
+        """Where the array lives: `"cpu"`, or `"cuda:0"` and so on."""
+        return device_of(self.array)
 
     def numpy(self) -> Array:
-        """A read-only view of the array. An optimiser's later step shows in it; copy what is to be kept."""
+        """A read-only view of the array; of one on a GPU, a copy, once all work before is done.
+
+        An optimiser's later step shows in a view; copy what is to be kept.
+        """
         reads(self.array, "numpy()")
-        view = self.array.view()
+        view = moved(self.array, "cpu").view()
         view.flags.writeable = False
         return view
+
+    def to(self, device: str) -> "Tensor":
+        """This tensor on a device, `"cpu"`, `"cuda"` or `"cuda:1"`: itself if it is there, else a copy, a leaf.
+
+        `DeviceError` if there is no such device.
+        """
+        wanted = device_name(device)
+        if self.device == wanted:
+            return self
+        reads(self.array, "to()")
+        return Tensor(moved(self.array, wanted))
 
     def item(self) -> Any:
         """The only element, as a Python number; `ShapeError` if there is not exactly one."""
         reads(self.array, "item()")
         if self.array.size != 1:
             raise ShapeError(f"item: a tensor of shape {self.shape} has {self.size} elements, not one")
-        return self.array.item()
+        return moved(self.array, "cpu").item()
 
     def detach(self) -> "Tensor":
         """The same memory without the history: a leaf."""
@@ -231,6 +245,10 @@ class Tensor(Value):
         return int(self.item())
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        if self.device != "cpu":
+            raise DeviceError(
+                f"a tensor on {self.device} does not become a NumPy array by itself: use .numpy(), which copies it"
+            )
         return np.array(self.numpy(), dtype=dtype, copy=copy)
 
     def __dlpack__(self, **options: Any) -> Any:
@@ -245,17 +263,22 @@ class Tensor(Value):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Tensor":
         reads(self.array, "deepcopy")
-        return Tensor(self.array.copy())
+        return tensor(self, device=self.device)
 
     def __reduce__(self) -> Any:
-        return Tensor, (self.array,)  # a leaf: a place in the graph means nothing in another process
+        return tensor, (
+            self.numpy(),
+            None,
+            self.device,
+        )  # a leaf: a place in the graph means nothing in another process
 
     def __format__(self, spec: str) -> str:
         return format(self.item(), spec) if spec else str(self)
 
     def __repr__(self) -> str:
-        return np.array2string(self.array, prefix="Tensor(", separator=", ").join(
-            ("Tensor(", f", dtype={self.dtype})")
+        where = "" if self.device == "cpu" else f", device={self.device!r}"
+        return np.array2string(moved(self.array, "cpu"), prefix="Tensor(", separator=", ").join(
+            ("Tensor(", f", dtype={self.dtype}{where})")
         )
 
 
@@ -263,9 +286,9 @@ def tensor(array: Any, dtype: Any = None, device: str | None = None) -> Tensor:
     """A leaf tensor with a copy of `array`.
 
     Args:
-        array: a NumPy array, a tensor, or nested lists of Python numbers (floats become float32).
+        array: a NumPy or CuPy array, a tensor, or nested lists of Python numbers (floats become float32).
         dtype: float32, float64, an integer dtype or bool; by default the array's own.
-        device: `"cpu"` or `None`.
+        device: `"cpu"`, `"cuda"` or `"cuda:1"`; by default a tensor's or CuPy array's own, and the CPU for all others.
 
     Raises: `DTypeError` for other dtypes; `DeviceError` for other devices.
 
@@ -273,12 +296,15 @@ def tensor(array: Any, dtype: Any = None, device: str | None = None) -> Tensor:
     >>> mg.tensor([1, 2.5])
     Tensor([1. , 2.5], dtype=float32)
     """
-    device_name(device)
-    return Tensor(native(array, dtype, copy=True))
+    array = array.array if isinstance(array, Tensor) else array
+    there = device_of(array) if cuda.found(array) else "cpu"
+    wanted = there if device is None else device_name(device)
+    host = native(cuda.fetch(array) if there != "cpu" else array, dtype, copy=True)
+    return Tensor(moved(host, wanted))
 
 
 def asarray(array: Any, dtype: Any = None, device: str | None = None) -> Tensor:
-    """A leaf tensor that shares the memory of a NumPy array where it can (native, aligned, of the dtype wanted).
+    """A leaf tensor that shares the memory of NumPy's or CuPy's array where it can (native, aligned, of the dtype).
 
     While a graph holds the tensor, the array is read-only, so that what was recorded cannot change unseen. A write
     through another view made earlier, or through a DLPack export, cannot be seen. Arguments and errors as for
@@ -293,9 +319,12 @@ def asarray(array: Any, dtype: Any = None, device: str | None = None) -> Tensor:
     >>> a.flags.writeable
     True
     """
-    device_name(device)
-    if isinstance(array, Tensor):
-        return array if dtype is None or array.dtype == dtype else array.astype(dtype)
+    if isinstance(array, Tensor) or cuda.found(array):
+        there = array if isinstance(array, Tensor) else Tensor(array)
+        there = there if device is None else there.to(device)
+        return there if dtype is None or there.dtype == dtype else there.astype(dtype)
+    if device_name(device) != "cpu":
+        return tensor(array, dtype, device)
     # A view of one's own, which an optimiser may still write to while the caller's array is locked: the version tells.
     own = native(array, dtype)[...]
     if not isinstance(array, np.ndarray) or not np.may_share_memory(own, array):
@@ -339,14 +368,18 @@ def _named(convert: Any, *values: Any) -> Tensor:
 
 
 def _weak(x: TensorLike, other: TensorLike) -> Tensor:
-    if isinstance(x, (bool, int, float)) and not isinstance(x, np.generic) and isinstance(other, Tensor):
-        if other.dtype in FLOATS:
-            return Tensor(np.array(x, other.dtype))
+    if not isinstance(x, (bool, int, float, np.generic)) or not isinstance(other, Tensor):
+        return tensor(x)
+    if isinstance(x, np.generic):
+        number = native(x)
+    elif other.dtype in FLOATS:
+        number = np.array(x, other.dtype)
+    else:
         try:
-            return Tensor(np.array(x, np.result_type(other.dtype, x)))
+            number = np.array(x, np.result_type(other.dtype, x))
         except OverflowError:  # a number that the labels' dtype does not have: comparisons widen it
-            return tensor(x)
-    return tensor(x)
+            number = native(x)
+    return Tensor(constant(number, other.array))
 
 
 # Arithmetic
@@ -805,14 +838,14 @@ def index(x: TensorLike, key: Any) -> Tensor:
     for part in parts:
         if isinstance(part, Tensor):
             reads(part.array, "an index")
-    keys = tuple(k.array if isinstance(k, Tensor) else k for k in parts)
+    keys = tuple(moved(k.array, "cpu") if isinstance(k, Tensor) else k for k in parts)
     if all(_is_basic(k) for k in keys):
         # The `...` makes NumPy return an array, never a scalar, for a key that leaves no axis.
         return apply(SLICE, x, key=keys if ... in keys else (*keys, ...))  # type: ignore[no-any-return]
     if len(keys) == 1 and np.asarray(keys[0]).dtype.kind in "iu":
-        return take(x, np.asarray(keys[0]))
+        return take(x, tensor(keys[0], device=x.device))
     try:  # any other key: where its elements are in the flattened array, worked out by NumPy itself
         positions = np.arange(x.size).reshape(x.shape)[keys]
     except IndexError as error:
         raise ShapeError(f"index: {error} (shape {x.shape})") from None
-    return take(reshape(x, (-1,)), positions)
+    return take(reshape(x, (-1,)), tensor(positions, device=x.device))

@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from minigan.backend import Array
+import numpy as np
+
+from minigan.backend import Array, device_of, moved
 
 Result = TypeVar("Result")
 
@@ -35,9 +37,12 @@ class Recorder:
     def changes(self, tensor: Any) -> None:
         """The memory of `tensor` is overwritten by the call that was told of last."""
 
-    def host(self, function: Callable[[], Any], value: Any) -> Any:
-        """`function`, which gave `value`, is called anew in every run; gives what stands for its result."""
-        return value
+    def host(self, function: Callable[[], Any], value: Any, device: str) -> Any:
+        """`function`, which gave `value`, is called anew in every run; gives what stands for its result.
+
+        Its arrays are NumPy's, and what stands for them is on `device`.
+        """
+        return moved_arrays(value, device)
 
     def require(self, flag: Array) -> None:
         """A run ends here if the boolean `flag` does not hold."""
@@ -80,15 +85,29 @@ def recorded_by(recorder: Recorder | None) -> Iterator[None]:
         state.recorder = before
 
 
-def host(function: Callable[[], Result]) -> Result:
+def moved_arrays(value: Any, device: str) -> Any:
+    """A nest of tuples, lists and dicts with its arrays on a device."""
+    if device == "cpu":
+        return value
+    if isinstance(value, dict):
+        return {key: moved_arrays(each, device) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)([moved_arrays(each, device) for each in value])
+    return moved(value, device) if isinstance(value, np.ndarray) else value
+
+
+def host(function: Callable[[], Result], device: str = "cpu") -> Result:
     """The result of `function`, which a recorded step calls anew in every run, before it computes anything.
 
-    It may have effects in Python, such as counting a step. Its floats, and its arrays, which are of the same shape and
-    dtype each time, are the step's to pass to operations; anything else must be the same in every run.
+    It may have effects in Python, such as counting a step. Its floats, and its arrays, which are NumPy's, of the same
+    shape and dtype each time, are the step's to pass to operations, the arrays on `device`; anything else must be the
+    same in every run.
     """
     with recorded_by(None):  # what the function computes by tensors is not part of the step
         value = function()
-    return value if state.recorder is None else state.recorder.host(function, value)
+    if state.recorder is None:
+        return moved_arrays(value, device)  # type: ignore[no-any-return]
+    return state.recorder.host(function, value, device)  # type: ignore[no-any-return]
 
 
 def require(flag: Array, otherwise: Callable[[], None]) -> None:
@@ -98,6 +117,8 @@ def require(flag: Array, otherwise: Callable[[], None]) -> None:
     """
     if state.recorder is not None:
         state.recorder.require(flag)
+        if device_of(flag) != "cpu":  # a GPU computes nothing while a step is captured
+            return
     if not flag:
         with recorded_by(None):
             otherwise()

@@ -168,7 +168,7 @@ def test_an_id_out_of_range_is_named(compiled: bool) -> None:
     )
     look(np.array([0, 3]))
     for wrong in (4, -1):
-        with pytest.raises(mg.ShapeError, match=f"id {wrong} is not in 0 to 3: the table has size 4"):
+        with pytest.raises(mg.ShapeError, match=f"index {wrong} is not in 0 to 3, for an axis of size 4"):
             look(np.array([0, wrong]))
     with pytest.raises(mg.DTypeError, match="ids have dtype float64"):
         ops.embedding(table, np.array([1.0]))

@@ -8,7 +8,7 @@ import numpy as np
 
 from minigan.backend import Array, Spec
 from minigan.errors import DTypeError, ShapeError
-from minigan.linear import SCATTER, TAKE, add_up
+from minigan.linear import SCATTER, TAKE, add_up, check_indices
 from minigan.ops.elementwise import exp
 from minigan.ops.reduce import max as largest
 from minigan.pointwise import broadcast, check_float
@@ -170,11 +170,7 @@ def _embedding_infer(table: Array, ids: Array) -> Sequence[Spec]:
         raise ShapeError(f"embedding: a table of shape {table.shape}, expected (ids, features)")
     if ids.dtype.kind not in "iu":
         raise DTypeError(f"embedding: ids have dtype {ids.dtype}, expected integers")
-    if ids.size and (ids.min() < 0 or ids.max() >= len(table)):
-        wrong = ids[(ids < 0) | (ids >= len(table))].flat[0]
-        raise ShapeError(
-            f"embedding: id {wrong} is not in 0 to {len(table) - 1}: the table has size {len(table)}"
-        )
+    check_indices("embedding", ids, len(table), negative=False)
     return (((*ids.shape, table.shape[1]), table.dtype),)
 
 

@@ -153,7 +153,7 @@ class Recorder(trace.Recorder):
         """Note a tensor whose version rises in every run."""
         self.changed[id(tensor)] = tensor
 
-    def host(self, function: Callable[[], Any], value: Any) -> Any:
+    def host(self, function: Callable[[], Any], value: Any, device: str) -> Any:
         """Note a function, and give slots in place of its numbers."""
         only_floats = type(value) is tuple and all(isinstance(each, float) for each in value)
         numbers = struct.Struct(f"{len(value)}d") if only_floats else None

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minigan.backend import FLOATS
+from minigan.kernels.axes import broadcast_strides, collapse
 from minigan.kernels.layout import SPLIT_N
 from minigan.kernels.rows import Plan
 from minigan.linear import CAST, MATMUL, MEAN, SUM
@@ -105,7 +106,7 @@ def as_walk(call: Call) -> Walk | None:
     shape = call.inputs[0].shape if reduces else call.outs[0].shape
     if 0 in shape:
         return None
-    strides = [_broadcast(x, shape) for x in call.inputs]
+    strides = [broadcast_strides(x, shape) for x in call.inputs]
     if reduces:
         (out,) = call.outs
         axes = call.attributes.get("axes", range(len(shape)))
@@ -117,8 +118,8 @@ def as_walk(call: Call) -> Walk | None:
             steps.append(0 if axis in axes else step)
         strides.append(steps)
     else:
-        strides += [_broadcast(x, shape) for x in call.outs]
-    dims, walked = _collapse(shape, strides)
+        strides += [broadcast_strides(x, shape) for x in call.outs]
+    dims, walked = collapse(shape, strides)
     if len(dims) > 2:
         return None
     refs = [*call.inputs, *call.outs]
@@ -145,31 +146,6 @@ def is_pointwise(call: Call) -> bool:
     if call.primitive is CAST:
         return result in FLOATS
     return len(kinds) == 1 if result == np.bool_ else kinds <= {result, np.dtype(np.bool_)}
-
-
-def _broadcast(ref: Ref, shape: tuple[int, ...]) -> list[int]:
-    lead = len(shape) - len(ref.shape)
-    return [0] * lead + [0 if n == 1 else s for n, s in zip(ref.shape, ref.strides, strict=True)]
-
-
-def _collapse(shape: tuple[int, ...], strides: list[list[int]]) -> tuple[tuple[int, ...], list[list[int]]]:
-    """The axes with those joined that every array walks through in one go; at least one axis."""
-    dims: list[int] = []
-    walked: list[list[int]] = [[] for _ in strides]
-    for axis, n in enumerate(shape):
-        if n == 1:
-            continue
-        if dims and all(w[-1] == s[axis] * n for w, s in zip(walked, strides, strict=True)):
-            dims[-1] *= n
-            for w, s in zip(walked, strides, strict=True):
-                w[-1] = s[axis]
-        else:
-            dims.append(n)
-            for w, s in zip(walked, strides, strict=True):
-                w.append(s[axis])
-    if not dims:
-        return (1,), [[0] for _ in strides]
-    return tuple(dims), walked
 
 
 def reshaped(walk: Walk, dims: tuple[int, ...]) -> Walk | None:

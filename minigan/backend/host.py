@@ -1,7 +1,6 @@
-"""Arrays and devices: the only place that decides where an array lives and how it is allocated.
+"""Arrays of the CPU: NumPy's, native byte order, aligned.
 
-Arrays are NumPy's, on the CPU, native byte order, aligned. Floating point is float32 or float64; booleans and
-integers serve as masks, labels, indices and random-number counters.
+Floating point is float32 or float64; booleans and integers serve as masks, labels, indices and random-number counters.
 """
 
 import functools
@@ -14,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from minigan.errors import DeviceError, DTypeError, ShapeError
+from minigan.errors import DTypeError, ShapeError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Spec = tuple[tuple[int, ...], Any]  # shape and dtype of an array
@@ -38,16 +37,6 @@ np.empty(31 << 20, np.uint8)  # it learns from blocks up to 32 MiB
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 KINDS = "biu"  # besides floats: booleans, signed and unsigned integers
-
-
-def device_name(device: str | None) -> str:
-    """The device that `device` names; `None` means `"cpu"`, the only one so far.
-
-    Raises `DeviceError` for any other name, with the reason.
-    """
-    if device in (None, "cpu"):
-        return "cpu"
-    raise DeviceError(f"device {device!r}: this version of minigan computes on 'cpu' only")
 
 
 def allocate(specs: Sequence[Spec]) -> tuple[Array, ...]:

@@ -1,0 +1,88 @@
+"""Arrays and devices: the only place that decides where an array lives and how it is allocated.
+
+`host` has NumPy's arrays, `cuda` those of a GPU. Until a first array is put on a GPU, nothing here looks at it.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from minigan.backend import cuda
+from minigan.backend.host import (
+    FLOATS as FLOATS,
+    KINDS as KINDS,
+    Array as Array,
+    Spec as Spec,
+    allocate as allocate,
+    is_number as is_number,
+    native as native,
+    one_blas_thread as one_blas_thread,
+    set_blas_threads as set_blas_threads,
+)
+from minigan.errors import DeviceError
+
+
+def device_name(device: str | None) -> str:
+    """The full name of a device: "cpu" for `None`, "cuda:0" for "cuda".
+
+    `DeviceError`, with the reason, for one that is not there.
+
+    >>> from minigan.backend import device_name
+    >>> device_name(None)
+    'cpu'
+    """
+    if device in (None, "cpu"):
+        return "cpu"
+    return f"cuda:{cuda.number(str(device))}"
+
+
+def device_of(array: Array) -> str:
+    """Where an array is: "cpu", "cuda:0" and so on."""
+    return cuda.device_of(array) if cuda.is_on_device(array) else "cpu"
+
+
+def common_device(name: str, arrays: Sequence[Array]) -> str:
+    """Where all of these arrays are; `DeviceError` for operation `name` if that is not one device."""
+    devices = [device_of(x) for x in arrays]
+    if len(set(devices)) > 1:
+        listed = ", ".join(f"{d} {x.dtype} {x.shape}" for d, x in zip(devices, arrays, strict=True))
+        raise DeviceError(
+            f"{name}: arrays on {' and '.join(sorted(set(devices)))}: {listed}: move one by .to(device)"
+        )
+    return devices[0]
+
+
+def moved(array: Array, device: str) -> Array:
+    """The array on a device: itself if it is there, else a copy."""
+    here = device_of(array)
+    if here == device:
+        return array
+    host = array if here == "cpu" else cuda.fetch(array)
+    return host if device == "cpu" else cuda.put(host, device)
+
+
+def constant(number: Array, beside: Array) -> Array:
+    """A number, an array of shape (), where another array is; on a GPU one array for all that are equal."""
+    if not cuda.is_on_device(beside):
+        return number
+    array: Array = cuda.constant(number.tobytes(), number.dtype, cuda.device_of(beside))
+    return array
+
+
+def full(spec: Spec, value: float, device: str) -> Array:
+    """A new array filled with one number."""
+    array = np.full(*spec[:1], value, spec[1])
+    return array if device == "cpu" else cuda.put(array, device)
+
+
+def zeros_like(array: Array) -> Array:
+    """Zeros of the shape, dtype and device of an array, in C order."""
+    return full((array.shape, array.dtype), 0, device_of(array))
+
+
+def broadcast_view(array: Array, shape: tuple[int, ...]) -> Array:
+    """The array with axes repeated, as a view."""
+    view: Array = (
+        cuda.broadcast_to(array, shape) if cuda.is_on_device(array) else np.broadcast_to(array, shape)
+    )
+    return view

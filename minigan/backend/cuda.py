@@ -1,0 +1,254 @@
+"""Arrays of a GPU: CuPy's; the only place that imports CuPy.
+
+What is asked of CuPy is memory, copies, launches of kernels from their text, matrix products of cuBLAS, streams and
+graphs; every kernel is this package's own. Calls return before the work is done, in order within the current stream;
+`fetch` and `synchronize` wait. Once a kernel has failed, everything of that process on the card is lost, so each later
+call raises the first error again, and nothing is saved from it.
+"""
+
+import contextlib
+import functools
+import importlib
+import os
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from minigan.backend.host import Array, Spec
+from minigan.errors import DeviceError, ShapeError
+
+NAME = re.compile(r"cuda(?::(\d+))?")
+TF32 = 3  # CUBLAS_TF32_TENSOR_OP_MATH
+
+
+class _State:
+    """Of the process: whether any array was ever put on a device, and why no device can be used any more."""
+
+    active = False
+    dead = ""
+    tf32 = False
+
+
+def _after_fork() -> None:
+    if _State.active:
+        _State.dead = (
+            "this process was forked after its parent had begun to use the GPU, which CUDA does not allow:"
+            " start processes by the method 'spawn', or use the GPU in the children only"
+        )
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def active() -> bool:
+    """Whether any array of this process has been put on a device; until then all arrays are NumPy's."""
+    return _State.active
+
+
+def check_alive() -> None:
+    """Raise `DeviceError` if the device has failed before."""
+    if _State.dead:
+        raise DeviceError(_State.dead)
+
+
+@functools.cache
+def _module() -> Any:
+    """CuPy, once a card was found; an error is not kept, so that installing CuPy helps."""
+    try:
+        cupy: Any = importlib.import_module("cupy")
+    except ImportError as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == "cupy":
+            raise DeviceError(
+                "CuPy is not installed: pip install 'minigan[cuda13]', or 'minigan[cuda12]' for a driver of CUDA 12"
+            ) from None
+        raise DeviceError(f"CuPy cannot be imported: {' '.join(str(error).split())}") from None
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except RuntimeError as error:
+        raise DeviceError(f"no GPU can be used: {error}") from None
+    if not count:
+        raise DeviceError("no GPU can be used: CUDA sees none")
+    return cupy
+
+
+def number(device: str) -> int:
+    """The number of the card that "cuda" (0) or "cuda:N" names; `DeviceError` with the reason if there is none."""
+    found = NAME.fullmatch(device)
+    if not found:
+        raise DeviceError(f"device {device!r}: expected 'cpu', 'cuda' or 'cuda:N'")
+    check_alive()
+    try:
+        count = _module().cuda.runtime.getDeviceCount()
+    except DeviceError as error:
+        raise DeviceError(f"device {device!r}: {error}") from None
+    which = int(found[1] or 0)
+    if which >= count:
+        raise DeviceError(f"device {device!r}: there are {count} GPUs, from cuda:0 to cuda:{count - 1}")
+    return which
+
+
+def is_on_device(array: Any) -> bool:
+    """Whether it is an array of a device."""
+    return _State.active and isinstance(array, _module().ndarray)
+
+
+def found(array: Any) -> bool:
+    """Whether it is CuPy's; if so, arrays are looked at from now on."""
+    if not hasattr(array, "__cuda_array_interface__"):
+        return False
+    _State.active = _State.active or isinstance(array, _module().ndarray)
+    return is_on_device(array)
+
+
+def device_of(array: Any) -> str:
+    """The name of the device of an array of one."""
+    return f"cuda:{array.device.id}"
+
+
+@contextlib.contextmanager
+def on(device: str) -> Iterator[Any]:
+    """CuPy, with this device ("cuda:N") as its current one; what fails there becomes a `DeviceError`, for good."""
+    check_alive()
+    cupy = _module()
+    try:
+        with cupy.cuda.Device(int(device[5:])):
+            yield cupy
+    except cupy.cuda.memory.OutOfMemoryError as error:
+        raise DeviceError(f"{device}: {error}") from None
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        _State.dead = f"{device} failed, and with it all that this process has there: {error}"
+        raise DeviceError(_State.dead) from None
+
+
+# Memory and copies
+
+
+def empty(specs: Sequence[Spec], device: str) -> tuple[Any, ...]:
+    """Uninitialised C-contiguous arrays.
+
+    Where there is no memory left, what CuPy's pool keeps is freed and the allocation made again; then `DeviceError`
+    with the numbers.
+    """
+    with on(device) as cupy:
+        _State.active = True
+        out_of_memory = cupy.cuda.memory.OutOfMemoryError
+        try:
+            return tuple([cupy.empty(shape, dtype) for shape, dtype in specs])
+        except out_of_memory:
+            cupy.get_default_memory_pool().free_all_blocks()
+        except ValueError as error:
+            raise ShapeError(
+                f"cannot allocate arrays of shapes {[shape for shape, _ in specs]}: {error}"
+            ) from None
+        try:
+            return tuple([cupy.empty(shape, dtype) for shape, dtype in specs])
+        except out_of_memory:
+            wanted = sum(
+                int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize for shape, dtype in specs
+            )
+            free, total = cupy.cuda.Device().mem_info
+            raise DeviceError(
+                f"{device}: no memory for {wanted:,} bytes: {free:,} of {total:,} are free, this process uses"
+                f" {cupy.get_default_memory_pool().used_bytes():,}; a smaller batch needs less"
+            ) from None
+
+
+def put(array: Array, device: str) -> Any:
+    """A copy of a NumPy array on a device, in C order."""
+    own = np.asarray(array, order="C")
+    (there,) = empty([(own.shape, own.dtype)], device)
+    with on(device):
+        there.set(own)
+    return there
+
+
+@functools.lru_cache(maxsize=1024)
+def constant(content: bytes, dtype: np.dtype[Any], device: str) -> Any:
+    """A number by its bytes, as an array of shape () that nobody may write to."""
+    return put(np.frombuffer(content, dtype).reshape(()), device)
+
+
+def fetch(array: Any) -> Array:
+    """A copy of a device's array in NumPy's memory, in C order, once all work before is done."""
+    with on(device_of(array)):
+        host: Array = array.get()
+        return host
+
+
+def broadcast_to(array: Any, shape: tuple[int, ...]) -> Any:
+    """A view of a device's array."""
+    return _module().broadcast_to(array, shape)
+
+
+def within(arena: Any, offset: int, shape: tuple[int, ...], dtype: Any, strides: tuple[int, ...]) -> Any:
+    """The array of this form at a place, in bytes, of a device's array."""
+    return _module().ndarray(shape, dtype, arena.data + offset, strides)
+
+
+def address(array: Any) -> int:
+    """Of an array's first element."""
+    return int(array.data.ptr)
+
+
+# Work
+
+
+@functools.lru_cache(maxsize=4096)
+def _kernel(name: str, source: str) -> Any:
+    return _module().RawModule(code=source, options=("-std=c++17",)).get_function(name)
+
+
+def launch(
+    device: str, name: str, source: str, blocks: int, threads: int, arguments: Sequence[int | float]
+) -> None:
+    """Run a kernel, compiled from its text at its first call in a grid of one axis.
+
+    Its parameters are `long long` or pointers for integers, and `double` for floats.
+    """
+    with on(device):
+        _kernel(name, source)((blocks,), (threads,), tuple(arguments))
+
+
+@functools.cache
+def _scalars(dtype: np.dtype[Any]) -> Array:
+    return np.array([0, 1], dtype)
+
+
+def gemm(
+    device: str,
+    dtype: np.dtype[Any],
+    transposed: tuple[bool, bool],
+    sizes: tuple[int, int, int],
+    a: tuple[int, int, int],
+    b: tuple[int, int, int],
+    c: tuple[int, int, int],
+    batch: int,
+) -> None:
+    """C = op(A) op(B) for a stack of column-major matrices, by cuBLAS.
+
+    transposed: whether op transposes A, and B.
+    sizes: m, n, k, where C is m x n.
+    a, b, c: address, elements from column to column, elements from matrix to matrix.
+    """
+    with on(device) as cupy:
+        handle = cupy.cuda.device.get_cublas_handle()
+        blas = cupy.cuda.cublas
+        blas.setMathMode(handle, TF32 if _State.tf32 and dtype == np.float32 else blas.CUBLAS_DEFAULT_MATH)
+        product = blas.sgemmStridedBatched if dtype == np.float32 else blas.dgemmStridedBatched
+        zero = _scalars(dtype).ctypes.data
+        one = zero + dtype.itemsize
+        product(handle, *map(int, transposed), *sizes, one, *a, *b, zero, *c, batch)
+
+
+def set_tf32(on_or_off: bool) -> None:
+    """Let products of float32 matrices round their factors to 10 bits, which is faster where the card can do it."""
+    _State.tf32 = on_or_off
+
+
+def synchronize(device: str) -> None:
+    """Wait for all work of the current stream."""
+    with on(device) as cupy:
+        cupy.cuda.get_current_stream().synchronize()

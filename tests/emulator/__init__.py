@@ -1,0 +1,563 @@
+"""A CUDA device in software, with the part of CuPy's interface that `minigan.backend.cuda` uses.
+
+There is no card in most test machines. Here the text of a kernel is compiled for the host by g++ and its grid is run
+thread by thread (`grid.cpp`), device memory is memory that NumPy cannot see, and streams are queues that nothing
+happens in before somebody waits, so that a result read too early, or a staging buffer written too early, shows.
+Names and signatures are those of CuPy 14; `tests/test_cuda.py` compares them with CuPy's own where that is installed.
+What this cannot show: speed, races between threads, and rounding by the device's own functions.
+"""
+
+import collections
+import ctypes
+import functools
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import types
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).parent
+COMPILER = shutil.which("g++")
+FLAGS = ("-std=c++17", "-O1", "-ffp-contract=off", "-shared", "-fPIC", "-w")
+POISON = 0xAB  # what memory holds before it is written
+CARDS = 2
+
+
+class CUDARuntimeError(RuntimeError):
+    """As `cupy.cuda.runtime.CUDARuntimeError`."""
+
+
+class OutOfMemoryError(MemoryError):
+    """As `cupy.cuda.memory.OutOfMemoryError`."""
+
+
+# Memory
+
+
+class Memory:
+    """A block of a card's memory."""
+
+    def __init__(self, nbytes, device):
+        self.bytes = np.full(max(nbytes, 1) + 256, POISON, np.uint8)
+        self.ptr = -(-self.bytes.ctypes.data // 256) * 256
+        self.size, self.device_id = nbytes, device
+        card = cards[device]
+        card.used += nbytes
+
+    def __del__(self):
+        card = cards[self.device_id]
+        card.used -= self.size
+        card.dropped.append(self.bytes)  # what is queued may still use it, as in CuPy's pool
+
+
+class MemoryPointer:
+    """As `cupy.cuda.MemoryPointer`: a place in a block."""
+
+    def __init__(self, mem, offset):
+        self.mem, self.ptr = mem, mem.ptr + offset
+        self._offset = offset
+
+    def __add__(self, offset):
+        return MemoryPointer(self.mem, self._offset + offset)
+
+
+class _Card:
+    def __init__(self):
+        self.used, self.peak_blocks, self.dropped = 0, 0, []
+        self.limit = None  # bytes; None is unlimited
+        self.cached = 0  # bytes that the pool keeps and `free_all_blocks` returns
+        self.freed = 0  # how often it was asked to
+        self.fault = None  # what every call says from now on
+
+
+cards = [_Card() for _ in range(CARDS)]
+_state = types.SimpleNamespace(device=0, streams=[])
+launches = collections.Counter()  # by name, of kernels that were run
+
+
+def reset():
+    """Forget faults, limits and counts."""
+    for card in cards:
+        card.limit, card.cached, card.fault, card.freed = None, 0, None, 0
+    launches.clear()
+
+
+def _check():
+    fault = cards[_state.device].fault
+    if fault:
+        raise CUDARuntimeError(fault)
+
+
+def alloc(nbytes):
+    _check()
+    card = cards[_state.device]
+    if card.limit is not None and card.used + card.cached + nbytes > card.limit:
+        raise OutOfMemoryError(
+            f"Out of memory allocating {nbytes} bytes (allocated so far: {card.used} bytes)."
+        )
+    return MemoryPointer(Memory(nbytes, _state.device), 0)
+
+
+class _Pool:
+    def free_all_blocks(self):
+        card = cards[_state.device]
+        card.cached = 0
+        card.freed += 1
+
+    def used_bytes(self):
+        return cards[_state.device].used
+
+    def total_bytes(self):
+        return cards[_state.device].used + cards[_state.device].cached
+
+
+_pool = _Pool()
+
+
+def get_default_memory_pool():
+    return _pool
+
+
+# Arrays: only what minigan may use of `cupy.ndarray`
+
+
+class ndarray:
+    """As `cupy.ndarray`: shape and strides over device memory."""
+
+    __slots__ = ("__weakref__", "_spec", "base", "data")
+    __array_ufunc__ = None
+
+    def __init__(self, shape, dtype=float, memptr=None, strides=None, order="C"):
+        shape = tuple(int(n) for n in ((shape,) if isinstance(shape, int) else shape))
+        dtype = np.dtype(dtype)
+        # A NumPy array that is never read answers for shape and strides.
+        nothing = np.empty((), dtype)
+        if strides is None:
+            strides, step = [], dtype.itemsize
+            for n in reversed(shape):
+                strides.append(step)
+                step *= max(n, 1)
+            strides = strides[::-1]
+        self._spec = np.lib.stride_tricks.as_strided(nothing, shape, strides)
+        self.data = alloc(self._spec.nbytes) if memptr is None else memptr
+        self.base = None
+
+    shape = property(lambda self: self._spec.shape)
+    strides = property(lambda self: self._spec.strides)
+    dtype = property(lambda self: self._spec.dtype)
+    size = property(lambda self: self._spec.size)
+    ndim = property(lambda self: self._spec.ndim)
+    nbytes = property(lambda self: self._spec.nbytes)
+    itemsize = property(lambda self: self._spec.itemsize)
+
+    @property
+    def __cuda_array_interface__(self):
+        return {"shape": self.shape, "typestr": self.dtype.str, "data": (self.data.ptr, False), "version": 3}
+
+    @property
+    def flags(self):
+        flags = self._spec.flags
+        return types.SimpleNamespace(c_contiguous=flags.c_contiguous, f_contiguous=flags.f_contiguous)
+
+    @property
+    def device(self):
+        return Device(self.data.mem.device_id)
+
+    def __len__(self):
+        return len(self._spec)
+
+    def __array__(self, *args, **kwargs):
+        raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()`")
+
+    def __bool__(self):
+        return bool(self.get())
+
+    def _view(self, spec):
+        offset = spec.__array_interface__["data"][0] - self._spec.__array_interface__["data"][0]
+        # At a size of 0 NumPy may point anywhere.
+        view = ndarray(spec.shape, spec.dtype, self.data + (offset if spec.size else 0), spec.strides)
+        view.base = self if self.base is None else self.base
+        return view
+
+    def reshape(self, *shape):
+        spec = self._spec.reshape(*shape)
+        if self.size and not np.shares_memory(spec, self._spec):
+            raise AssertionError("a reshape that copies: CuPy would run a kernel of its own")
+        return self._view(spec)
+
+    def transpose(self, *axes):
+        return self._view(self._spec.transpose(*axes))
+
+    def __getitem__(self, key):
+        for part in key if isinstance(key, tuple) else (key,):
+            if not (part is None or part is Ellipsis or isinstance(part, (int, np.integer, slice))):
+                raise TypeError(f"{part!r}: only views, which need no kernel of CuPy's")
+        spec = self._spec[key]
+        return self._view(spec if isinstance(spec, np.ndarray) else self._spec[(*key, ...)])
+
+    def get(self, stream=None, order="C", out=None, blocking=True):
+        """Waits for the stream, and copies to the host."""
+        (stream or get_current_stream()).synchronize()
+        host = self._host().copy()
+        if out is not None:
+            out[...] = host
+            return out
+        return host
+
+    def set(self, arr, stream=None):
+        arr = np.asarray(arr, order="C")
+        if arr.shape != self.shape or arr.dtype != self.dtype or not self.flags.c_contiguous:
+            raise ValueError(f"cannot set {self.dtype} {self.shape} from {arr.dtype} {arr.shape}")
+        (stream or get_current_stream()).synchronize()
+        self._host()[...] = arr
+
+    def _host(self):
+        """The memory as NumPy sees it: of tests and of the emulator's own."""
+        if not self.size:
+            return np.empty(self.shape, self.dtype)
+        low = sum(min(0, (n - 1) * s) for n, s in zip(self.shape, self.strides, strict=True))
+        high = sum(max(0, (n - 1) * s) for n, s in zip(self.shape, self.strides, strict=True)) + self.itemsize
+        memory = (ctypes.c_char * (high - low)).from_address(self.data.ptr + low)
+        return np.ndarray(self.shape, self.dtype, memory, -low, self.strides)
+
+
+def empty(shape, dtype=float, order="C"):
+    return ndarray(shape, dtype)
+
+
+def broadcast_to(array, shape):
+    return array._view(np.broadcast_to(array._spec, shape))
+
+
+# Streams, events, graphs
+
+
+class Stream:
+    """As `cupy.cuda.Stream`, but nothing happens before somebody waits for it."""
+
+    def __init__(self, null=False, non_blocking=False, ptds=False, priority=None):
+        self.queue, self.captured = collections.deque(), None
+        self.ptr = id(self)
+
+    def __enter__(self):
+        _state.streams.append(self)
+        return self
+
+    def __exit__(self, *args):
+        _state.streams.pop()
+
+    def do(self, work):
+        _check()
+        (self.queue if self.captured is None else self.captured).append(work)
+
+    def synchronize(self):
+        _check()
+        if self.captured is not None:
+            raise CUDARuntimeError(
+                "cudaErrorStreamCaptureUnsupported: operation not permitted when stream is capturing"
+            )
+        while self.queue:
+            self.queue.popleft()()
+
+    def begin_capture(self, mode=None):
+        self.captured = []
+
+    def end_capture(self):
+        work, self.captured = self.captured, None
+        return Graph(work)
+
+    def is_capturing(self):
+        return self.captured is not None
+
+    def record(self, event=None):
+        event = event or Event()
+        event.stream, event.done = self, False
+
+        def reached():
+            event.done = True
+
+        self.do(reached)
+        return event
+
+    def wait_event(self, event):
+        self.do(event.synchronize)
+
+
+_null = Stream()
+
+
+def get_current_stream(device_id=-1):
+    return _state.streams[-1] if _state.streams else _null
+
+
+class Event:
+    """As `cupy.cuda.Event`."""
+
+    def __init__(self, block=False, disable_timing=False, interprocess=False):
+        self.stream, self.done = None, True
+
+    def record(self, stream=None):
+        (stream or get_current_stream()).record(self)
+
+    def synchronize(self):
+        while not self.done:
+            self.stream.queue.popleft()()
+
+
+def get_elapsed_time(start, end):
+    start.synchronize()
+    end.synchronize()
+    return 1.0
+
+
+class Graph:
+    """As `cupy.cuda.Graph`."""
+
+    def __init__(self, work):
+        self.work = work
+
+    def launch(self, stream=None):
+        stream = stream or get_current_stream()
+        for each in self.work:
+            stream.do(each)
+
+
+class Device:
+    """As `cupy.cuda.Device`."""
+
+    def __init__(self, device=None):
+        self.id = _state.device if device is None else int(device)
+        if not 0 <= self.id < runtime.getDeviceCount():
+            raise CUDARuntimeError("cudaErrorInvalidDevice: invalid device ordinal")
+
+    def __enter__(self):
+        self.before, _state.device = _state.device, self.id
+        return self
+
+    def __exit__(self, *args):
+        _state.device = self.before
+
+    def synchronize(self):
+        _check()
+        get_current_stream().synchronize()
+
+    @property
+    def mem_info(self):
+        card = cards[self.id]
+        total = 1 << 34 if card.limit is None else card.limit
+        return total - card.used - card.cached, total
+
+    @property
+    def compute_capability(self):
+        return "90"
+
+
+# Kernels
+
+
+@functools.cache
+def _folder():
+    folder = Path(
+        os.environ.get("MINIGAN_EMULATOR_DIR") or Path(tempfile.gettempdir()) / f"emulator-{os.getuid()}"
+    )
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
+
+
+def _compiled(source, flags=FLAGS):
+    """The path of the library that g++ makes of C++ text."""
+    name = hashlib.sha256(repr((source, flags)).encode()).hexdigest()[:24]
+    path = _folder() / f"{name}.so"
+    if not path.exists():
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        made = subprocess.run(
+            [COMPILER, *flags, "-x", "c++", "-", "-o", str(temporary)],
+            input=source,
+            text=True,
+            capture_output=True,
+        )
+        if made.returncode:
+            raise RuntimeError(f"g++: {made.stderr[:4000]}\n{source}")
+        temporary.replace(path)
+    return path
+
+
+@functools.cache
+def _grid():
+    return ctypes.CDLL(str(_compiled((HERE / "grid.cpp").read_text())), mode=ctypes.RTLD_GLOBAL)
+
+
+class RawModule:
+    """As `cupy.RawModule`."""
+
+    def __init__(self, code=None, *, options=(), backend="nvrtc", **other):
+        self.code, self.options = code, options
+
+    def get_function(self, name):
+        return RawKernel(self.code, name)
+
+
+@functools.cache
+def _entry(code, name):
+    _grid()
+    text = (HERE / "host.h").read_text() + code
+    text += f'\nextern "C" void entry_{name}(void** values) {{ called({name}, values); }}\n'
+    return getattr(ctypes.CDLL(str(_compiled(text))), f"entry_{name}")
+
+
+class RawKernel:
+    """As `cupy.RawKernel`: `kernel(grid, block, arguments)` puts a run into the current stream's queue."""
+
+    def __init__(self, code, name):
+        self.entry, self.name, self.barriers = _entry(code, name), name, "__syncthreads" in code
+        parameters = re.search(rf"\b{name}\s*\(([^)]*)\)", code).group(1)
+        self.count = len(parameters.split(",")) if parameters.strip() else 0
+
+    def __call__(self, grid, block, args, *, shared_mem=0):
+        _check()
+        if len(args) != self.count:
+            raise ValueError(f"{self.name}: {len(args)} arguments for {self.count} parameters")
+        (blocks, *more), (threads, *deeper) = grid, block
+        if set(more) - {1} or set(deeper) - {1} or not (0 < threads <= 1024 and 0 < blocks < 2**31):
+            raise CUDARuntimeError(f"cudaErrorInvalidConfiguration: grid {grid}, block {block}")
+        values = []
+        for arg in args:
+            match arg:
+                case ndarray():
+                    values.append(ctypes.c_void_p(arg.data.ptr))
+                case bool() | np.bool_():
+                    raise TypeError("a bool is passed as an int")
+                case int() | np.integer():
+                    values.append(ctypes.c_longlong(int(arg)))
+                case float() | np.floating():
+                    values.append(ctypes.c_double(float(arg)))
+                case _:
+                    raise TypeError(f"Unsupported type {type(arg)}")
+        pointers = (ctypes.c_void_p * max(len(values), 1))(
+            *[ctypes.cast(ctypes.byref(value), ctypes.c_void_p) for value in values]
+        )
+
+        def work(kept=values):
+            launches[self.name] += 1
+            if _grid().run_grid(self.entry, pointers, blocks, threads, int(self.barriers)):
+                raise AssertionError(f"{self.name}: some threads ended while others waited at a barrier")
+
+        get_current_stream().do(work)
+
+
+# Copies between memories
+
+
+def _memcpy_async(dst, src, size, kind, stream):
+    by_pointer(stream).do(lambda: ctypes.memmove(dst, src, size))
+
+
+def _memset_async(ptr, value, size, stream):
+    by_pointer(stream).do(lambda: ctypes.memset(ptr, value, size))
+
+
+_streams = {}
+
+
+def by_pointer(ptr):
+    current = get_current_stream()
+    if current.ptr != ptr:
+        raise AssertionError("work for a stream that is not the current one")
+    return current
+
+
+def alloc_pinned_memory(nbytes):
+    return np.zeros(
+        nbytes, np.uint8
+    )  # what is used of it is the buffer interface and, through NumPy, its address
+
+
+# Matrix products
+
+
+def _matrix(ptr, dtype, rows, columns, lead, stride=0, batch=1):
+    """A stack of column-major matrices."""
+    item = np.dtype(dtype).itemsize
+    length = (stride * (batch - 1) + lead * max(columns - 1, 0) + rows) * item
+    memory = (ctypes.c_char * max(length, 1)).from_address(ptr)
+    return np.ndarray((batch, rows, columns), dtype, memory, 0, (stride * item, item, lead * item))
+
+
+def _gemm(dtype, handle, ta, tb, m, n, k, alpha, a, lda, sa, b, ldb, sb, beta, c, ldc, sc, batch):
+    scalar = ctypes.c_float if dtype == np.float32 else ctypes.c_double
+    alpha, beta = (scalar.from_address(each).value for each in (alpha, beta))
+    if lda < max(1, k if ta else m) or ldb < max(1, n if tb else k) or ldc < max(1, m):
+        raise RuntimeError(f"CUBLAS_STATUS_INVALID_VALUE: m {m} n {n} k {k} lda {lda} ldb {ldb} ldc {ldc}")
+
+    def work():
+        launches["gemm"] += 1
+        x = _matrix(a, dtype, *((k, m) if ta else (m, k)), lda, sa, batch)
+        y = _matrix(b, dtype, *((n, k) if tb else (k, n)), ldb, sb, batch)
+        z = _matrix(c, dtype, m, n, ldc, sc, batch)
+        with np.errstate(all="ignore"):
+            product = alpha * np.matmul(x.mT if ta else x, y.mT if tb else y)
+            z[...] = product + beta * z if beta else product
+
+    get_current_stream().do(work)
+
+
+def _plain(dtype):
+    def gemm(handle, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc):
+        _gemm(dtype, handle, ta, tb, m, n, k, alpha, a, lda, 0, b, ldb, 0, beta, c, ldc, 0, 1)
+
+    return gemm
+
+
+cublas = types.SimpleNamespace(
+    CUBLAS_OP_N=0,
+    CUBLAS_OP_T=1,
+    CUBLAS_DEFAULT_MATH=0,
+    sgemm=_plain(np.float32),
+    dgemm=_plain(np.float64),
+    sgemmStridedBatched=functools.partial(_gemm, np.float32),
+    dgemmStridedBatched=functools.partial(_gemm, np.float64),
+    setMathMode=lambda handle, mode: math_modes.append(mode),
+    setStream=lambda handle, stream: None,
+)
+math_modes = []
+
+
+class _Runtime(types.SimpleNamespace):
+    def getDeviceCount(self):
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        if visible == "":
+            raise CUDARuntimeError("cudaErrorNoDevice: no CUDA-capable device is detected")
+        return CARDS
+
+
+runtime = _Runtime(
+    CUDARuntimeError=CUDARuntimeError,
+    memcpyAsync=_memcpy_async,
+    memsetAsync=_memset_async,
+    memcpyDeviceToDevice=3,
+    memcpyDeviceToHost=2,
+    memcpyHostToDevice=1,
+    getDeviceProperties=lambda device: {"name": b"emulated card", "multiProcessorCount": 4},
+)
+
+cuda = types.SimpleNamespace(
+    Device=Device,
+    Event=Event,
+    Graph=Graph,
+    MemoryPointer=MemoryPointer,
+    Stream=Stream,
+    alloc=alloc,
+    alloc_pinned_memory=alloc_pinned_memory,
+    cublas=cublas,
+    device=types.SimpleNamespace(get_cublas_handle=lambda: 1),
+    get_current_stream=get_current_stream,
+    get_elapsed_time=get_elapsed_time,
+    memory=types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
+    runtime=runtime,
+)
+__version__ = "14.2.0"
