@@ -1,6 +1,7 @@
 """Machines: tables of kernel calls run by several threads, with kernels of whole numbers whose results are exact."""
 
 import os
+import platform
 import subprocess
 import sys
 import textwrap
@@ -11,7 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import minigan as mg
 from minigan import backend
+from minigan.backend import host
 from minigan.errors import ConfigError
 from minigan.kernels import launch, machine, objects
 
@@ -52,7 +55,7 @@ def set_mode(mode, i0, i1, j0, j1):
 @pytest.fixture
 def four(monkeypatch):
     """As many threads as are asked for, up to 4, on whatever number of CPUs."""
-    before, functions = machine._threads, backend._openblas()
+    before, functions = machine._threads, host._openblas()
     blas = functions[0]() if functions else 0
     monkeypatch.setattr(machine, "available", lambda: 4)
     yield
@@ -451,8 +454,8 @@ def test_the_interpreter_ends(end):
 def test_the_number_of_threads(four):
     machine.set_threads(3)
     assert machine.threads() == 3
-    if backend._openblas() is not None:
-        get = backend._openblas()[0]
+    if host._openblas() is not None:
+        get = host._openblas()[0]
         assert get() == 3
         with backend.one_blas_thread():
             machine.set_threads(2)
@@ -509,3 +512,23 @@ def test_help_is_taken_where_it_pays_and_that_is_found_out_again():
         made = runs(alone, helped)
         assert set(made[probes]) == {True, False}
         assert set(made[others]) == {expected}
+
+
+@numba
+@pytest.mark.parametrize("threads", [1, 2])
+def test_subnormal_numbers_are_zero_in_a_run_and_nowhere_else(four, threads):
+    n = 1 << 16  # enough for threads to share
+
+    @mg.compile
+    def step(x, y):
+        return x * y, (x * y).sum()
+
+    machine.set_threads(threads)
+    small, tiny = np.float32(1e-30), np.float32(1e-9)
+    product, total = step(np.full(n, small), np.full(n, tiny))
+    if platform.machine() in ("x86_64", "AMD64", "aarch64", "arm64"):
+        assert not product.numpy().any() and total.item() == 0
+    assert small * tiny > 0 and (np.full(n, small) * tiny).all()  # this thread is as it was
+    product, total = step(np.full(n, small), np.full(n, np.float32(1e-7)))
+    assert product.numpy().min() == np.float32(1e-30) * np.float32(1e-7) > 0  # the smallest normal ones are there
+    assert total.item() == pytest.approx(n * 1e-37)

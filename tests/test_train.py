@@ -12,7 +12,8 @@ from PIL import Image
 from undrawn import CURVES, leave_pictures_empty
 
 import minigan as mg
-from minigan import backend, loop, pictures, presets, sampling, train
+from minigan import loop, pictures, presets, sampling, train
+from minigan.backend import host
 from minigan.checkpoint import digest
 
 IMAGES, LABELS = mg.data.digits()
@@ -317,11 +318,11 @@ def test_settings_given_as_numpy_numbers_are_written_as_numbers(tmp_path: Path) 
 
 
 def test_blas_threads_are_restored_when_the_last_of_overlapping_runs_ends() -> None:
-    functions = backend._openblas()
+    functions = host._openblas()
     if functions is None:
         pytest.skip("NumPy's BLAS is not OpenBLAS")
     before = functions[0]()
-    first, second = backend.one_blas_thread(), backend.one_blas_thread()
+    first, second = host.one_blas_thread(), host.one_blas_thread()
     first.__enter__()
     second.__enter__()
     first.__exit__(None, None, None)
