@@ -16,6 +16,7 @@ import numpy as np
 from numpy.lib.array_utils import normalize_axis_tuple
 
 from minigan.backend import FLOATS, Array, Spec, broadcast_view, device_of, moved
+from minigan.cuda import reduce
 from minigan.errors import DTypeError, ShapeError
 from minigan.kernels.launch import may_build, numba
 from minigan.kernels.matrix import stacked
@@ -182,6 +183,7 @@ SUM = Primitive(
             ((3, 2), (), False),
         )
     ),
+    cuda=reduce.total,
 )
 
 
@@ -204,6 +206,7 @@ MEAN = Primitive(
     smooth=True,
     flops=lambda x, axes, keepdims: x.size,
     samples=SUM.samples[:4],
+    cuda=reduce.mean,
 )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from minigan.backend import Array, Spec
+from minigan.cuda import reduce, sort as sorting
 from minigan.errors import DTypeError, ShapeError
 from minigan.kernels import rows
 from minigan.kernels.launch import Loop
@@ -78,7 +79,7 @@ def _number_of_a_row(name: str, work: int) -> Callable[..., rows.Plan | None]:
     return row
 
 
-def _extreme(name: str, ufunc: Callable[..., Any], row: Any = None) -> Primitive:
+def _extreme(name: str, ufunc: Callable[..., Any], cuda: Callable[..., Any], row: Any = None) -> Primitive:
     return Primitive(
         name,
         infer_reduction(name, empty=False),
@@ -87,11 +88,12 @@ def _extreme(name: str, ufunc: Callable[..., Any], row: Any = None) -> Primitive
         flops=lambda x, axes, keepdims: x.size,
         samples=_reduction_samples(_nearest_gap),
         row=row,
+        cuda=cuda,
     )
 
 
-_max = _extreme("max", np.max, _number_of_a_row("max_float32", 1))
-_min = _extreme("min", np.min)
+_max = _extreme("max", np.max, reduce.largest, _number_of_a_row("max_float32", 1))
+_min = _extreme("min", np.min, reduce.smallest)
 
 
 def max(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
@@ -133,6 +135,7 @@ _argmax = Primitive(
     kernel=lambda outs, x, axis: np.argmax(x, axis, out=outs[0]),
     flops=lambda x, axis: x.size,
     samples=(Sample((Input((2, 3)),), {"axis": 1}),),
+    cuda=reduce.argmax,
 )
 
 
@@ -193,6 +196,7 @@ ALL_FINITE = Primitive(
     kernel=_all_finite_kernel,
     flops=lambda *arrays: int(math.fsum(x.size for x in arrays)),
     samples=(Sample((Input((2, 3)), Input(())), edges=EDGES), Sample((Input((0, 2)),))),
+    cuda=reduce.all_finite,
 )
 
 
@@ -267,6 +271,7 @@ _logsumexp = Primitive(
     flops=lambda x, axes, keepdims: 3 * x.size,
     samples=_reduction_samples(),
     row=_number_of_a_row("logsumexp_float32", EXP_WORK),
+    cuda=reduce.logsumexp,
 )
 
 
@@ -321,6 +326,7 @@ _softmax = Primitive(
     flops=lambda x, axes: 4 * x.size,
     samples=tuple(Sample((Input(s),), {"axes": axes}, None, EDGES) for s, axes, _ in _AXES),
     row=_softmax_row,
+    cuda=reduce.softmax,
 )
 
 
@@ -379,6 +385,7 @@ NORM = Primitive(
     smooth=True,
     flops=lambda x, axes, keepdims: 3 * x.size,
     samples=_reduction_samples(low=0.3),
+    cuda=reduce.norm,
 )
 
 
@@ -415,6 +422,7 @@ _cumsum: Primitive = Primitive(
         Sample((Input(s),), {"axis": axis, "reverse": reverse})
         for s, axis, reverse in (((2, 3), 1, False), ((3, 2), 0, True), ((0, 2), 0, False))
     ),
+    cuda=sorting.cumsum,
 )
 
 
@@ -442,6 +450,7 @@ _argsort = Primitive(
     lambda x, axis, descending: ((x.shape, np.int64),),
     kernel=_argsort_kernel,
     samples=tuple(Sample((Input((2, 4)),), {"axis": 1, "descending": d}) for d in (False, True)),
+    cuda=sorting.argsort,
 )
 
 
