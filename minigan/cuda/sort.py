@@ -89,7 +89,7 @@ def cumsum(outs: Sequence[Spec], inputs: Sequence[Spec], axis: int, reverse: boo
     layout = layout_of(n, m, neighbours_along(kept, terms))._replace(parts=1, share=m)
     form = Layout(0, 0, layout.lanes, layout.along, 1, 0)
     source = _cumsum_text(type_of(x.dtype), form, len(kept.sizes), reverse, index_type(max(n, m)))
-    words = (Operand(0), Result(0), *kept.words, *terms.words, n, m)
+    words: tuple[Word, ...] = (Operand(0), Result(0), *kept.words, *terms.words, n, m)
     return [Launch("cumsum_kernel", source, layout.blocks, THREADS, words)]
 
 
