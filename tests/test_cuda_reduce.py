@@ -204,6 +204,23 @@ def test_long_rows_in_parts(name, dtype):
         assert check(name, attributes, x)[1] == 4_000
 
 
+@pytest.mark.parametrize("name", ["sum", "softmax", "cumsum", "argmax", "argsort"])
+def test_blocks_take_several_groups_of_rows(name):
+    """A grid has a largest size, from which on blocks come back for more; so they do here, in a small one."""
+    random = np.random.default_rng(10)
+    for shape, axis in (((9, 300), 1), ((300, 90), 0), ((2, 9_000), 1)):
+        x = drawn(random, shape, np.float32, edges=False)
+        attributes = attributes_of(name, shape, (axis,), random)
+        expected = check(name, attributes, x)
+        plan = [
+            step._replace(blocks=min(step.blocks, 2))
+            for step in BY_NAME[name].plan([expected], [x], attributes)
+        ]
+        (out,) = cuda.empty([(expected.shape, expected.dtype)], "cuda:0")
+        run(plan, [out], [there(x).array])
+        np.testing.assert_array_equal(cuda.fetch(out), expected)
+
+
 @given(st.integers(1, 1 << 40), st.integers(0, 1 << 40), st.booleans())
 def test_layouts_cover_each_term_once(rows, terms, along):
     layout = layout_of(rows, terms, along)

@@ -206,8 +206,8 @@ def text(
     >>> layout = layout_of(64, 1000, along=True)
     >>> square = ["const float32 v = x[row * terms + r] * x[row * terms + r];", SUM.take]
     >>> kernel = text("squares", layout, SUM, ["const float32* x", "float32* y"], [], square, ["y[row] = a.total;"])
-    >>> kernel[kernel.index("void") : kernel.index(")")]
-    'void squares(const float32* x, float32* y, long long rows, long long terms, long long parts, long long share'
+    >>> kernel.split("void ")[1].split(")")[0]
+    'squares(const float32* x, float32* y, long long rows, long long terms, long long parts, long long share'
     """
     declared = [*parameters, *(f"long long {each}" for each in ("rows", "terms", "parts", "share"))]
     ends = bool(result or spread)
