@@ -271,8 +271,9 @@ _SCALED = State(
     "{ const state low = b.top > a.top ? a : b; if (b.top > a.top) a = b;"
     " a.total += low.top == a.top ? low.total : low.total * (low.top / a.top * (low.top / a.top)); }",
 )
-# Exponentials are relative to about the largest exponent, which changes only where one is larger by 1, for the same
-# reason. Infinite exponents are equal to themselves before they are subtracted; NaN gets into the total and stays.
+# Exponentials are relative to about the largest exponent, which changes only where one is larger by 1, so that a rising
+# row costs few exponentials in double. Infinite exponents are equal to themselves before they are subtracted; NaN gets
+# into the total and stays.
 _EXPONENTIALS = State(
     "{t} top; double total;",
     f"{{-{_INFINITY}, 0.0}}",
