@@ -16,7 +16,7 @@ import numpy as np
 from numpy.lib.array_utils import normalize_axis_tuple
 
 from minigan.backend import FLOATS, Array, Spec, broadcast_view, device_of, moved
-from minigan.cuda import reduce
+from minigan.cuda import product, reduce
 from minigan.errors import DTypeError, ShapeError
 from minigan.kernels.launch import may_build, numba
 from minigan.kernels.matrix import stacked
@@ -458,4 +458,5 @@ MATMUL = Primitive(
         )
     ),
     row=stacked,
+    cuda=product.matmul,
 )

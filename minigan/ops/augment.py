@@ -84,5 +84,5 @@ def augment(x: TensorLike, policy: str, random: Stream, span: float = 1.0) -> Te
         first = np.arange(count)[:, None, None] * (height * width)
         return first + sides[0] * width + sides[1], stays[..., None].astype(dtype)
 
-    places, stays = host(draw)
+    places, stays = host(draw, images.device)
     return embedding(reshape(images, (count * height * width, channels)), Tensor(places)) * Tensor(stays)

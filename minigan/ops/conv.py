@@ -20,6 +20,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from minigan.backend import Array, Spec
+from minigan.cuda import conv as on_gpu
 from minigan.errors import DTypeError, ShapeError
 from minigan.kernels.conv import row
 from minigan.kernels.rows import run
@@ -316,6 +317,7 @@ CONV: Primitive = Primitive(
     flops=lambda x, w, **where: 2 * math.prod(w.shape[:3]) * math.prod(_conv_infer(x, w, **where)[0][0]),
     samples=tuple(e.sample("x", "w") for e in _EXAMPLES),
     row=lambda outs, inputs, parts, **where: row("conv", inputs[0], inputs[1], outs[0], parts, **where),
+    cuda=on_gpu.conv,
 )
 CONV_TRANSPOSE: Primitive = Primitive(
     "conv_transpose",
@@ -329,6 +331,7 @@ CONV_TRANSPOSE: Primitive = Primitive(
     row=lambda outs, inputs, parts, shape, **where: row(
         "conv_transpose", outs[0], inputs[1], inputs[0], parts, **where
     ),
+    cuda=on_gpu.conv_transpose,
 )
 CONV_WEIGHT: Primitive = Primitive(
     "conv_weight",
@@ -342,6 +345,7 @@ CONV_WEIGHT: Primitive = Primitive(
     row=lambda outs, inputs, parts, kernel, **where: row(
         "conv_weight", inputs[0], outs[0], inputs[1], parts, **where
     ),
+    cuda=on_gpu.conv_weight,
 )
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minigan.backend import Array
+from minigan.backend import Array, moved
 from minigan.errors import ConfigError, ShapeError
 from minigan.ops.conv import (
     AXES,
@@ -67,7 +67,7 @@ def _tiled(x: Tensor, at: _Pool, reduce: Callable[[Tensor, Sequence[int]], Tenso
 def _every_channel(kernel: Array, x: Tensor) -> Tensor:
     """The weights of a convolution that does the same to every channel of x, in groups of one."""
     channels = x.shape[-1]
-    return Tensor(np.repeat(kernel[..., None, None], channels, -1).astype(x.dtype))
+    return Tensor(moved(np.repeat(kernel[..., None, None], channels, -1).astype(x.dtype), x.device))
 
 
 def avg_pool(x: TensorLike, window: PerAxis, stride: PerAxis | None = None, padding: Padding = 0) -> Tensor:
@@ -96,7 +96,7 @@ def avg_pool(x: TensorLike, window: PerAxis, stride: PerAxis | None = None, padd
         starts = np.arange(outputs) * s - before
         counts.append(np.minimum(starts + k, n) - np.maximum(starts, 0))
     pixels = functools.reduce(np.multiply.outer, counts)[..., None]
-    return sums / Tensor(pixels.astype(x.dtype))
+    return sums / Tensor(moved(pixels.astype(x.dtype), x.device))
 
 
 def max_pool(x: TensorLike, window: PerAxis, stride: PerAxis | None = None, padding: Padding = 0) -> Tensor:

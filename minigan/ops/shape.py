@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from minigan.backend import FLOATS, Array, Spec
+from minigan.cuda import product
 from minigan.errors import DTypeError, ShapeError
 from minigan.linear import SLICE, UNSLICE, axis_of, expand, integer, same_elements
 from minigan.pointwise import check_float
@@ -226,6 +227,7 @@ _einsum = Primitive(
     vjp=_einsum_vjp,
     smooth=True,
     flops=_einsum_flops,
+    cuda=product.einsum,
     samples=tuple(
         Sample(tuple(Input(s) for s in shapes), {"terms": terms, "result": result})
         for shapes, terms, result in (
