@@ -16,7 +16,7 @@ import numpy as np
 from numpy.lib.array_utils import normalize_axis_tuple
 
 from minigan.backend import FLOATS, Array, Spec, broadcast_view, device_of, moved
-from minigan.cuda import product, reduce
+from minigan.cuda import index, product, reduce
 from minigan.errors import DTypeError, ShapeError
 from minigan.kernels.launch import may_build, numba
 from minigan.kernels.matrix import stacked
@@ -46,6 +46,7 @@ CAST: Primitive = Primitive(
         Sample((Input((2, 3)),), {"dtype": np.dtype(np.float64)}),
         Sample((Input((2, 3), "bool"),), {"dtype": np.dtype(np.float64)}),
     ),
+    cuda=index.cast,
 )
 
 
@@ -313,6 +314,7 @@ UNSLICE: Primitive = Primitive(
     samples=tuple(
         Sample((Input(np.empty(shape)[key].shape),), {"key": key, "shape": shape}) for shape, key in _KEYS
     ),
+    cuda=index.unslice,
 )
 
 
@@ -326,15 +328,17 @@ def _take_infer(x: Array, indices: Array, axis: int) -> Sequence[Spec]:
     return ((x.shape[:axis] + indices.shape + x.shape[axis + 1 :], x.dtype),)
 
 
-def check_indices(name: str, indices: Array, size: int, negative: bool = True) -> None:
-    """Raise `ShapeError` for an index outside -size .. size - 1, or 0 .. size - 1 without `negative`, naming it.
+def index_values(indices: Array) -> Array:
+    """The indices for a check: those on a GPU are fetched, but those of a step being captured have no values: none."""
+    if device_of(indices) == "cpu":
+        return indices
+    capturing = state.recorder is not None and state.recorder.composes
+    return np.empty(0, indices.dtype) if capturing else moved(indices, "cpu")
 
-    Indices on a GPU are fetched for it, but for those of a step that is being captured, which have no values yet.
-    """
-    if device_of(indices) != "cpu":
-        if state.recorder is not None and state.recorder.composes:
-            return
-        indices = moved(indices, "cpu")
+
+def check_indices(name: str, indices: Array, size: int, negative: bool = True) -> None:
+    """Raise `ShapeError` for an index outside -size .. size - 1, or 0 .. size - 1 without `negative`, naming it."""
+    indices = index_values(indices)
     first = -size if negative else 0
     if indices.size and (indices.min() < first or indices.max() >= size):
         wrong = indices[(indices < first) | (indices >= size)].flat[0]
@@ -366,6 +370,7 @@ TAKE = Primitive(
         Sample((Input(shape), Input(indices, "index", high=shape[axis])), {"axis": axis})
         for shape, indices, axis in _TAKES
     ),
+    cuda=index.take,
 )
 SCATTER: Primitive = Primitive(
     "scatter",
@@ -381,6 +386,7 @@ SCATTER: Primitive = Primitive(
         )
         for shape, indices, axis in _TAKES
     ),
+    cuda=index.scatter,
 )
 
 

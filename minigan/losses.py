@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from minigan.errors import ConfigError, ShapeError
 from minigan.ops import mean, relu, sigmoid_cross_entropy, softplus
 from minigan.ops.characteristic import characteristic_distance, normal_frequencies
-from minigan.tensor import Tensor
+from minigan.tensor import Tensor, tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +117,7 @@ def characteristic(amplitude: float = 0.5) -> Loss:
             shapes = f"{None if real is None else real.shape} and {fake.shape}"
             raise ShapeError(f"characteristic: logits of shapes {shapes}, expected (N, d) and (M, d)")
         x, y = (a.reshape((a.shape[0], a.size // max(a.shape[0], 1))) for a in (real, fake))
-        t, weights = normal_frequencies(x.shape[1], x.dtype)
+        t, weights = (tensor(a, device=x.device) for a in normal_frequencies(x.shape[1], x.dtype))
         return characteristic_distance(x, y, t, amplitude, weights, of_real)
 
     return Loss(

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from minigan.backend import zeros_like
 from minigan.errors import ConfigError, ShapeError
 from minigan.kernels import formula as fm
 from minigan.ops import maximum, minimum, norm, sqrt, stack
@@ -277,7 +278,7 @@ class Optimizer:
     def init(self, parameters: Mapping[str, Tensor]) -> State:
         """The state before the first update: zeros in the shapes and dtypes of the parameters."""
         slots = {
-            slot: {name: Tensor(np.zeros_like(p.array)) for name, p in parameters.items()}
+            slot: {name: Tensor(zeros_like(p.array)) for name, p in parameters.items()}
             for slot in (*self.names, *["last"] * self.optimistic)
         }
         return State(slots)
@@ -336,8 +337,9 @@ class Optimizer:
         """
         if self.clip_norm is not None:
             gradients = clip_by_global_norm(gradients, self.clip_norm)
-        dtype = next(iter(parameters.values())).dtype
-        varying = Tensor(host(lambda: np.array(self._numbers(rate(), number()), dtype)))
+        first = next(iter(parameters.values()))
+        dtype = first.dtype
+        varying = Tensor(host(lambda: np.array(self._numbers(rate(), number()), dtype), first.device))
         attributes = {name: varying[k] for k, name in enumerate(self.varying)} | self._constants()
         formula = self.rule.formula.function
         step = types.FunctionType(formula.__code__, {"fm": _OF_TENSORS}, formula.__name__)

@@ -69,7 +69,7 @@ class Penalty:
         if not callable(self.weight):
             return penalty * self.weight
         dtype = penalty.dtype  # a function that held the tensor would keep its graph
-        return penalty * Tensor(host(lambda: np.array(self._at(step()), dtype)))
+        return penalty * Tensor(host(lambda: np.array(self._at(step()), dtype), penalty.device))
 
     def __repr__(self) -> str:
         return f"{self.name}({self.weight if callable(self.weight) else format(self.weight, 'g')})"
@@ -161,7 +161,7 @@ def dragan(weight: Weight = 10.0, scale: float = 0.5) -> Penalty:
 
     def compute(d: Discriminator, real: Tensor, _x: Tensor, _r: Tensor, _f: Tensor, random: Stream) -> Tensor:
         with no_grad():
-            noise = random.uniform(real.shape, dtype=real.dtype) * (std(real) * scale)
+            noise = random.uniform(real.shape, dtype=real.dtype, device=real.device) * (std(real) * scale)
             near = real + _each(random, real) * noise
         return _slope_from_one(d, near)
 
@@ -170,4 +170,4 @@ def dragan(weight: Weight = 10.0, scale: float = 0.5) -> Penalty:
 
 def _each(random: Stream, x: Tensor) -> Tensor:
     """One number from U(0, 1) for each sample of x, in a shape that broadcasts over its elements."""
-    return random.uniform((x.shape[0],) + (1,) * (x.ndim - 1), dtype=x.dtype)
+    return random.uniform((x.shape[0],) + (1,) * (x.ndim - 1), dtype=x.dtype, device=x.device)

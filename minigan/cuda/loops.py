@@ -48,12 +48,16 @@ def form_of(dtype: Any, steps: Sequence[int], dims: Sequence[int]) -> Form:
     return Form(type_of(dtype), "".join("1" if s else "0" for s in steps))
 
 
+def offset(name: str, form: Form) -> str:
+    """The text of how many elements into an array an element lies, in the names of `coordinates`."""
+    if form.letter in "vs":
+        return "i" if form.letter == "v" else "0"
+    return " + ".join(f"c{axis} * {name}_s{axis}" for axis, used in enumerate(form.letter) if used == "1")
+
+
 def place(name: str, form: Form) -> str:
     """The text of an array's element, in the names of `coordinates`."""
-    if form.letter in "vs":
-        return f"{name}[{'i' if form.letter == 'v' else '0'}]"
-    terms = [f"c{axis} * {name}_s{axis}" for axis, used in enumerate(form.letter) if used == "1"]
-    return f"{name}[{' + '.join(terms)}]"
+    return f"{name}[{offset(name, form)}]"
 
 
 def strides_of(form: Form, steps: Sequence[int]) -> list[int]:

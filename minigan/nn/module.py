@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from minigan.backend import FLOATS, Array, Spec
+from minigan.backend import FLOATS, Array, Spec, moved
 from minigan.errors import CheckpointError, ConfigError, ShapeError
 from minigan.kernels.loops import Formula
 from minigan.ops.random import Stream
@@ -210,7 +210,8 @@ def check_arrays(expected: Mapping[str, Array], given: Mapping[str, Array]) -> N
     wrong += [f"{name}: unknown" for name in given if name not in expected]
     for name, array in expected.items():
         if name in given:
-            have, want = ((np.shape(a), np.asarray(a).dtype) for a in (given[name], array))
+            have = np.shape(given[name]), np.asarray(given[name]).dtype
+            want = array.shape, array.dtype
             if have != want:
                 wrong.append(f"{name}: {have[1]} {have[0]}, expected {want[1]} {want[0]}")
     if wrong:
@@ -221,7 +222,7 @@ def check_arrays(expected: Mapping[str, Array], given: Mapping[str, Array]) -> N
 def assign(tensors: Mapping[str, Tensor], arrays: Mapping[str, Array]) -> None:
     """Copy each array into the tensor of the same name, in place."""
     for name, x in tensors.items():
-        apply(ASSIGN, x, Tensor(np.asarray(arrays[name])))
+        apply(ASSIGN, x, Tensor(moved(np.asarray(arrays[name]), x.device)))
 
 
 def _children(module: Module) -> Iterator[tuple[str, Any]]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from minigan.backend import Array, Spec
+from minigan.cuda import index
 from minigan.errors import DTypeError, ShapeError
 from minigan.linear import SCATTER, TAKE, add_up, check_indices
 from minigan.ops.elementwise import exp
@@ -181,6 +182,7 @@ EMBEDDING = Primitive(
     vjp=lambda gy, y, table, ids: (lambda: apply(SCATTER, gy, ids, axis=0, shape=table.shape), None),
     linear=(0,),
     samples=tuple(Sample((Input((4, 3)), Input(ids, "index", high=4))) for ids in ((5,), (), (0,), (2, 2))),
+    cuda=index.embedding,
 )
 
 

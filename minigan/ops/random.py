@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from minigan.backend import FLOATS, Array
+from minigan.backend import FLOATS, Array, device_name
+from minigan.cuda import random as there
 from minigan.errors import ConfigError, DTypeError, GraphError
 from minigan.kernels import rows
 from minigan.kernels.launch import may_build
@@ -75,6 +76,7 @@ _bits = Primitive(
     flops=lambda counter, blocks: 0,
     samples=(Sample((_COUNTER,), {"blocks": 5}), Sample((_COUNTER,), {"blocks": 70})),
     row=_bits_row,
+    cuda=there.bits,
 )
 
 
@@ -155,7 +157,7 @@ def _normal_row(
     return rows.Plan(kernel_of("random", f"normal_{dtype}"), -(-n // 2), 1, 0, 16, words, work=16 * n)
 
 
-def _distribution(name: str, kernel: Any, row: Any, **settings: float) -> Primitive:
+def _distribution(name: str, kernel: Any, row: Any, cuda: Any, **settings: float) -> Primitive:
     return Primitive(
         name,
         lambda bits, shape, dtype, **settings: ((shape, dtype),),
@@ -167,11 +169,12 @@ def _distribution(name: str, kernel: Any, row: Any, **settings: float) -> Primit
             for shape in ((2, 3), (7,))
         ),
         row=row,
+        cuda=cuda,
     )
 
 
-_uniform = _distribution("uniform", _uniform_kernel, _uniform_row, low=-1.0, high=1.0)
-_normal = _distribution("normal", _normal_kernel, _normal_row, mean=0.0, std=1.0)
+_uniform = _distribution("uniform", _uniform_kernel, _uniform_row, there.uniform, low=-1.0, high=1.0)
+_normal = _distribution("normal", _normal_kernel, _normal_row, there.normal, mean=0.0, std=1.0)
 
 
 def _as_float(value: float) -> float:
@@ -243,9 +246,10 @@ class Stream:
     def place(self, place: tuple[int, str, int, Array, int]) -> None:
         self.seed, self.purpose, self.step, self._key, self._draw = place
 
-    def bits(self, blocks: int) -> Tensor:
-        """Random words, uint32 (blocks, 4), of the next draw."""
-        return apply(_bits, Tensor(host(self._next)), blocks=blocks)  # type: ignore[no-any-return]
+    def bits(self, blocks: int, device: str | None = None) -> Tensor:
+        """Random words, uint32 (blocks, 4), of the next draw, on a device, by default the CPU: the same on all."""
+        counter = Tensor(host(self._next, device_name(device)))
+        return apply(_bits, counter, blocks=blocks)  # type: ignore[no-any-return]
 
     def _next(self) -> Array:
         """The counter of the next draw."""
@@ -256,19 +260,32 @@ class Stream:
         return counter
 
     def uniform(
-        self, shape: Sequence[int], low: float = 0.0, high: float = 1.0, dtype: Any = np.float32
+        self,
+        shape: Sequence[int],
+        low: float = 0.0,
+        high: float = 1.0,
+        dtype: Any = np.float32,
+        device: str | None = None,
     ) -> Tensor:
-        """Uniform numbers from low to high, with 24 random bits in float32 and 53 in float64.
+        """Uniform numbers from low to high, with 24 random bits in float32 and 53 in float64: the same on all devices.
 
-        `DTypeError` for another dtype.
+        `DTypeError` for another dtype, `DeviceError` for a device that is not there.
         """
-        return self._draw_floats(_uniform, shape, dtype, low=float(low), high=float(high))
+        return self._draw_floats(_uniform, shape, dtype, device, low=float(low), high=float(high))
 
     def normal(
-        self, shape: Sequence[int], mean: float = 0.0, std: float = 1.0, dtype: Any = np.float32
+        self,
+        shape: Sequence[int],
+        mean: float = 0.0,
+        std: float = 1.0,
+        dtype: Any = np.float32,
+        device: str | None = None,
     ) -> Tensor:
-        """Normal numbers of the given mean and standard deviation (Box and Muller 1958). Errors as for `uniform`."""
-        return self._draw_floats(_normal, shape, dtype, mean=_as_float(mean), std=_as_float(std))
+        """Normal numbers of the given mean and standard deviation (Box and Muller 1958). Errors as for `uniform`.
+
+        On another device they may differ in the last bits.
+        """
+        return self._draw_floats(_normal, shape, dtype, device, mean=_as_float(mean), std=_as_float(std))
 
     def permutation(self, n: int) -> Array:
         """The numbers 0 .. n - 1 in random order, int64."""
@@ -276,13 +293,13 @@ class Stream:
         return np.argsort(keys[0::2].astype(np.uint64) << np.uint64(32) | keys[1::2], kind="stable")
 
     def _draw_floats(
-        self, primitive: Primitive, shape: Sequence[int], dtype: Any, **settings: float
+        self, primitive: Primitive, shape: Sequence[int], dtype: Any, device: str | None, **settings: float
     ) -> Tensor:
         wanted = np.dtype(dtype)
         if wanted not in FLOATS:
             raise DTypeError(f"{primitive.name}: dtype {wanted}: expected float32 or float64")
         words = math.prod(shape) * wanted.itemsize // 4
-        bits = self.bits(-(-words // 4))
+        bits = self.bits(-(-words // 4), device)
         return apply(primitive, bits, shape=tuple(shape), dtype=wanted, **settings)  # type: ignore[no-any-return]
 
 
@@ -301,5 +318,5 @@ def dropout(x: TensorLike, rate: float, random: Stream) -> Tensor:
         raise ConfigError(f"dropout: rate {rate} is not in 0 <= rate < 1")
     x = lift(x)
     with no_grad():
-        kept = random.uniform(x.shape, dtype=np.float32) >= rate
+        kept = random.uniform(x.shape, dtype=np.float32, device=x.device) >= rate
     return where(kept, x * (1.0 / (1.0 - rate)), 0.0)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from minigan.backend import Array, Spec
-from minigan.cuda import reduce, sort as sorting
+from minigan.cuda import index, reduce, sort as sorting
 from minigan.errors import DTypeError, ShapeError
 from minigan.kernels import rows
 from minigan.kernels.launch import Loop
@@ -486,6 +486,7 @@ _gather = Primitive(
     samples=tuple(
         Sample((Input(s), Input(i, "index", high=s[axis])), {"axis": axis}) for s, i, axis in _GATHERS
     ),
+    cuda=index.gather,
 )
 _gather_adjoint: Primitive = Primitive(
     "gather_adjoint",
@@ -498,6 +499,7 @@ _gather_adjoint: Primitive = Primitive(
         Sample((Input(i), Input(i, "index", high=s[axis])), {"axis": axis, "shape": s})
         for s, i, axis in _GATHERS
     ),
+    cuda=index.gather_adjoint,
 )
 
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from minigan.backend import FLOATS, Array, Spec
-from minigan.cuda import product
+from minigan.backend import FLOATS, Array, Spec, moved
+from minigan.cuda import index, product
 from minigan.errors import DTypeError, ShapeError
-from minigan.linear import SLICE, UNSLICE, axis_of, expand, integer, same_elements
+from minigan.linear import SLICE, UNSLICE, axis_of, expand, index_values, integer, same_elements
 from minigan.pointwise import check_float
 from minigan.tape import Input, Primitive, Sample, apply
 from minigan.tensor import Tensor, TensorLike, cast, lift, pair, where
@@ -49,6 +49,7 @@ _concatenate = Primitive(
         Sample(tuple(Input(shape) for shape in shapes), {"axis": axis})
         for shapes, axis in ((((2, 3), (1, 3)), 0), (((2, 1), (2, 0), (2, 2)), 1), (((3,),), 0))
     ),
+    cuda=index.concatenate,
 )
 
 
@@ -136,15 +137,16 @@ def pad(x: TensorLike, widths: Sequence[tuple[int, int]], value: float = 0.0) ->
         return padded
     inside = np.zeros(shape, np.bool_)
     inside[key] = True
-    return where(Tensor(inside), padded, value)
+    return where(Tensor(moved(inside, x.device)), padded, value)
 
 
 def _one_hot_infer(labels: Array, classes: int, dtype: Any) -> Sequence[Spec]:
     if labels.dtype.kind not in "iu":
         raise DTypeError(f"one_hot: labels have dtype {labels.dtype}, expected integers")
-    if labels.size and (labels.min() < 0 or labels.max() >= classes):
+    values = index_values(labels)
+    if values.size and (values.min() < 0 or values.max() >= classes):
         raise ShapeError(
-            f"one_hot: labels from {labels.min()} to {labels.max()} do not fit classes 0 to {classes - 1}"
+            f"one_hot: labels from {values.min()} to {values.max()} do not fit classes 0 to {classes - 1}"
         )
     return (((*labels.shape, classes), dtype),)
 
@@ -161,6 +163,7 @@ _one_hot = Primitive(
         Sample((Input(shape, "index", high=3),), {"classes": 4, "dtype": dtype})
         for shape, dtype in (((2, 3), FLOATS[0]), ((), FLOATS[1]), ((0,), FLOATS[0]))
     ),
+    cuda=index.one_hot,
 )
 
 
