@@ -281,7 +281,9 @@ def all_orders(call: Call, xs: list[Any], orders: int = 3) -> list[list[Any]]:
         return [results]
     targets = [x for x in xs if x.dtype in FLOATS]
     ys = [y for y in results if y.dtype in FLOATS]
-    seeds = [mg.tensor(np.cos(np.arange(y.size)).reshape(y.shape).astype(y.dtype)) for y in ys]
+    seeds = [
+        mg.tensor(np.cos(np.arange(y.size)).reshape(y.shape).astype(y.dtype), device=y.device) for y in ys
+    ]
     first = mg.grad(ys, targets, seeds, create_graph=orders > 2)
     return [results, first, *([mg.grad([g.sum() for g in first], targets)] if orders > 2 else [])]
 

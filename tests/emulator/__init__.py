@@ -93,14 +93,14 @@ def _check():
         raise CUDARuntimeError(fault)
 
 
-def alloc(nbytes):
+def alloc(size):
     _check()
     card = cards[_state.device]
-    if card.limit is not None and card.used + card.cached + nbytes > card.limit:
+    if card.limit is not None and card.used + card.cached + size > card.limit:
         raise OutOfMemoryError(
-            f"Out of memory allocating {nbytes} bytes (allocated so far: {card.used} bytes)."
+            f"Out of memory allocating {size} bytes (allocated so far: {card.used} bytes)."
         )
-    return MemoryPointer(Memory(nbytes, _state.device), 0)
+    return MemoryPointer(Memory(size, _state.device), 0)
 
 
 class _Pool:
@@ -309,9 +309,9 @@ class Event:
             self.stream.queue.popleft()()
 
 
-def get_elapsed_time(start, end):
-    start.synchronize()
-    end.synchronize()
+def get_elapsed_time(start_event, end_event):
+    start_event.synchronize()
+    end_event.synchronize()
     return 1.0
 
 
@@ -471,9 +471,9 @@ def by_pointer(ptr):
     return current
 
 
-def alloc_pinned_memory(nbytes):
+def alloc_pinned_memory(size):
     return np.zeros(
-        nbytes, np.uint8
+        size, np.uint8
     )  # what is used of it is the buffer interface and, through NumPy, its address
 
 

@@ -1,0 +1,3 @@
+"""Fixtures of all tests."""
+
+from device import device as device
