@@ -7,24 +7,33 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from benchmarks import machine, report
-from benchmarks.peers import ALL
+from benchmarks import cuda, machine, report
+from benchmarks.peers import ON
 from benchmarks.runner import Options, Runner
-from benchmarks.table import GROUPS, TABLE
+from benchmarks.table import DEFAULTS, GROUPS, TABLE
 
 PICTURES = (".png", ".svg", ".pdf")
+NO_DEVICE = 7  # the exit code, as that of the command `minigan`
 
 
-def _scenarios(names: Sequence[str], parser: argparse.ArgumentParser) -> list[str]:
+def _scenarios(names: Sequence[str], parser: argparse.ArgumentParser, device: str = "cpu") -> list[str]:
     unknown = [name for name in names if name not in TABLE and name not in GROUPS]
     if unknown:
         parser.error(f"no scenario {', '.join(unknown)}; there are {', '.join([*TABLE, *GROUPS])}")
     chosen = [one for name in names for one in GROUPS.get(name, [name])]
-    return list(dict.fromkeys(chosen)) or list(TABLE)
+    there = cuda.names()
+    elsewhere = [name for name in dict.fromkeys(chosen) if device == "cuda" and name not in there]
+    if elsewhere:
+        parser.error(f"--device cuda: not for {', '.join(elsewhere)}, but for {', '.join(there)}")
+    return list(dict.fromkeys(chosen)) or DEFAULTS[device]
 
 
-def _threads(text: str | None, quick: bool, parser: argparse.ArgumentParser) -> list[int]:
+def _threads(text: str | None, quick: bool, parser: argparse.ArgumentParser, device: str) -> list[int]:
     available = len(machine.available())
+    if device == "cuda":
+        if text is not None:
+            parser.error("--threads: not with --device cuda, where all CPUs may be used")
+        return [available]
     if text is None:
         return [1] if quick or available == 1 else [1, 2]
     try:
@@ -36,8 +45,8 @@ def _threads(text: str | None, quick: bool, parser: argparse.ArgumentParser) -> 
     return threads
 
 
-def _peers(text: str | None, quick: bool, parser: argparse.ArgumentParser) -> list[str]:
-    peers = [contestant.name for contestant in ALL if not contestant.ours]
+def _peers(text: str | None, quick: bool, parser: argparse.ArgumentParser, device: str) -> list[str]:
+    peers = [contestant.name for contestant in ON[device] if not contestant.ours]
     if text is None:
         return [] if quick else peers
     names = [] if text == "none" else text.split(",")
@@ -80,12 +89,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "scenarios", nargs="*", metavar="SCENARIO", help="what to measure; all if none is named"
     )
+    parser.add_argument(
+        "--device", choices=[*ON], default="cpu", help="where; cuda is the first GPU, and needs CuPy; cpu"
+    )
     parser.add_argument("--threads", metavar="N,…", help="numbers of threads; 1,2 if there are two CPUs")
     parser.add_argument("--peers", metavar="NAME,…", help="other contestants than minigan; all, or none")
     parser.add_argument(
         "--quick", action="store_true", help="tiny sizes, two rounds, no peers: does all of it work?"
     )
-    parser.add_argument("--rounds", type=int, metavar="N", help="turns of each contestant; 15")
+    parser.add_argument(
+        "--rounds", type=int, metavar="N", help="turns of each contestant; 15, and 7 on a GPU"
+    )
     parser.add_argument("--json", metavar="FILE", help="write all that was measured, on which machine")
     parser.add_argument("--markdown", metavar="FILE", help="write the tables as Markdown")
     parser.add_argument("--plot", metavar="FILE", help="draw a chart of the ratios; needs matplotlib")
@@ -95,14 +109,15 @@ def _parser() -> argparse.ArgumentParser:
 
 def _measure(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> tuple[report.Results, int]:
     """What was measured, and the exit code."""
-    names = _scenarios(arguments.scenarios, parser)
-    peers = _peers(arguments.peers, arguments.quick, parser)
-    contestants = [c for c in ALL if c.ours or c.name in peers]
-    threads = _threads(arguments.threads, arguments.quick, parser)
+    device = arguments.device
+    names = _scenarios(arguments.scenarios, parser, device)
+    peers = _peers(arguments.peers, arguments.quick, parser, device)
+    contestants = [c for c in ON[device] if c.ours or c.name in peers]
+    threads = _threads(arguments.threads, arguments.quick, parser, device)
     options = (
         Options(threads, tiny=True, rounds=2, seconds=0.005, starts=1)
         if arguments.quick
-        else Options(threads)
+        else Options(threads, rounds=cuda.ROUNDS if device == "cuda" else Options.rounds)
     )
     if arguments.rounds is not None:
         if arguments.rounds < 1:
@@ -114,7 +129,8 @@ def _measure(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> 
         if sys.stderr.isatty():
             print(f"\r\033[K{what}", end="\r", file=sys.stderr, flush=True)
 
-    runner, printed = Runner(contestants, options, say), 0
+    runner = (cuda.CardRunner if device == "cuda" else Runner)(contestants, options, say)
+    printed = 0
     results.rows = runner.rows
     try:
         print(results.heading(), end="\n\n", flush=True)
@@ -135,6 +151,18 @@ def _measure(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> 
     return results, code
 
 
+def _no_card() -> str:
+    """Why there is no GPU to measure on; empty if there is one."""
+    import minigan  # here, because nothing else of this process needs it
+    from minigan.backend import device_name
+
+    try:
+        device_name("cuda")
+    except minigan.DeviceError as error:
+        return str(error)
+    return ""
+
+
 def main() -> int:
     """Measure or read, then report."""
     parser = _parser()
@@ -146,6 +174,9 @@ def main() -> int:
         for title, cells in results.tables():
             print(report.as_text(title, cells))
     else:
+        why = _no_card() if arguments.device == "cuda" else ""
+        if why:
+            parser.exit(NO_DEVICE, f"{parser.prog}: error: --device cuda: {why}\n")
         results, code = _measure(arguments, parser)
         lines = report.summary(results.rows)
         if len(lines) > 1:

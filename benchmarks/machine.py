@@ -3,6 +3,7 @@
 import importlib
 import os
 import platform
+import re
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -47,6 +48,10 @@ def environment(threads: int, caches: str) -> dict[str, str]:
         "TORCHINDUCTOR_CACHE_DIR": f"{caches}/torch",
         "JAX_COMPILATION_CACHE_DIR": f"{caches}/jax",
         "CACHEDB": f"{caches}/tinygrad.db",
+        "CUPY_CACHE_DIR": f"{caches}/cupy",
+        "CUDA_CACHE_PATH": f"{caches}/cuda",
+        "TRITON_CACHE_DIR": f"{caches}/triton",
+        "JAX_PLATFORMS": "cpu",  # where it also could use a GPU
     }
 
 
@@ -80,6 +85,34 @@ def description() -> dict[str, Any]:
         "load": load(),
         "system": f"{platform.system()} {platform.release()}",
         "python": sys.version.split()[0],
+    }
+
+
+def _driver() -> str:
+    """The version of NVIDIA's driver on Linux; empty elsewhere."""
+    version = Path("/proc/driver/nvidia/version")
+    found = re.search(r"\b\d{3,}\.\d+(\.\d+)?\b", version.read_text()) if version.exists() else None
+    return found[0] if found else ""
+
+
+def _cuda_version(number: int) -> str:
+    """13020 is 13.2."""
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+def card() -> dict[str, Any]:
+    """The first GPU, its driver, the CUDA which that can run and the one CuPy is built with, and CuPy."""
+    cupy = importlib.import_module("cupy")
+    runtime = cupy.cuda.runtime
+    properties = runtime.getDeviceProperties(0)
+    return {
+        "name": properties["name"].decode(),
+        "memory": properties["totalGlobalMem"],
+        "multiprocessors": properties["multiProcessorCount"],
+        "driver": _driver(),
+        "driver_cuda": _cuda_version(runtime.driverGetVersion()),
+        "cuda": _cuda_version(runtime.runtimeGetVersion()),
+        "cupy": cupy.__version__,
     }
 
 

@@ -52,13 +52,18 @@ class Worker:
             "variant": contestant.variant,
             "threads": threads,
             "cpus": cpus,
+            "device": contestant.device,
         }
 
     def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
         """The answer; `Trouble` if there is none."""
         if self.begin:
             begin, self.begin = self.begin, {}
-            self.ask("begin", **begin)
+            try:
+                self.ask("begin", **begin)
+            except Trouble:
+                self.close()  # the next order is for a new process
+                raise
         orders, answers = self.process.stdin, self.process.stdout
         assert orders is not None and answers is not None
         with contextlib.suppress(BrokenPipeError):

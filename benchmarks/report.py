@@ -8,7 +8,8 @@ from statistics import median, quantiles
 from typing import Any
 
 from benchmarks import machine
-from benchmarks.peers import ALL, Contestant
+from benchmarks.cuda import CardRow, traffic
+from benchmarks.peers import ALL, CARD, Contestant
 from benchmarks.runner import Row
 from benchmarks.scenarios import Chain
 from benchmarks.table import TABLE, find
@@ -79,6 +80,50 @@ def _steps_table(rows: list[Row], tiny: bool) -> Table:
     return table
 
 
+def _rates(rows: list[CardRow]) -> str:
+    """What the GPU could do in the rounds of these."""
+    known = {"copy": "GB/s copied", "sgemm": "TFLOP/s sgemm", "tf32": "TFLOP/s with TF32"}
+    scale = {"copy": 1e-9, "sgemm": 1e-12, "tf32": 1e-12}
+    middles = {name: _middle([rate for row in rows for rate in getattr(row, name)]) for name in known}
+    said = [f"{middle * scale[name]:.3g} {known[name]}" for name, middle in middles.items() if middle]
+    return f"; {', '.join(said)}" if said else ""
+
+
+def _card_table(rows: list[CardRow], tiny: bool) -> Table:
+    scenario, best = find(rows[0].scenario, tiny), fastest_peer([*rows])
+    amounts = {"copy": traffic(scenario), "sgemm": scenario.flops}
+    table = [["", "ms a step", "spread, %", "/ fastest peer", "% of copy", "% of sgemm", "% in kernels"]]
+    table[0] += ["peak MB", "s to first step", "error64", "error32", ""]
+    for row in rows:
+        shares = [
+            _middle([100 * n / t / rate for t, rate in zip(row.rounds, getattr(row, name), strict=False)])
+            for name, n in amounts.items()
+        ]
+        step_s = _middle(row.rounds)
+        busy = 100 * row.kernel_s / step_s if row.kernel_s is not None and step_s else None
+        clock, notes = ratio(row, row.by_clock()), [_note(row)]
+        if clock is not None and not tiny and abs(clock - 1) > 0.1:
+            notes.append(f"the clock says {1 / clock:.2f} times as long")
+        if row.kernel_note:
+            notes.append(f"no time in kernels: {row.kernel_note}")
+        table.append(
+            [
+                row.contestant,
+                _cell(step_s, ".4f", 1e3),
+                _cell(spread(row.rounds), ".1f", 100),
+                _cell(ratio(row, best)),
+                *(_cell(share, ".1f") for share in shares),
+                _cell(busy, ".0f"),
+                _cell(row.peak, ".0f", 1 / MB),
+                _cell(row.cold_s),
+                _cell(row.error64, ".0e"),
+                _cell(row.error32, ".0e"),
+                "; ".join(filter(None, notes)),
+            ]
+        )
+    return table
+
+
 def _busy_table(rows: list[Row]) -> Table:
     best = fastest_peer(rows)
     table = [["", "ms quiet", "ms busy", "busy / quiet", "at worst", "quiet / fastest peer", ""]]
@@ -103,6 +148,9 @@ def table(rows: list[Row], tiny: bool) -> tuple[str, Table]:
     first = rows[0]
     scenario = TABLE[first.scenario]
     about = "at a tiny size" if tiny else scenario.about
+    on_card = [row for row in rows if isinstance(row, CardRow)]
+    if on_card:
+        return f"{scenario.name}: {about}{_rates(on_card)}", _card_table(on_card, tiny)
     title = f"{scenario.name}: {about}; {first.threads} thread{'s' if first.threads > 1 else ''}"
     if scenario.measure == "busy":
         return title, _busy_table(rows)
@@ -161,13 +209,22 @@ def as_markdown(title: str, cells: Table) -> str:
     return "\n".join([f"**{title}**", "", first, rule, *rest, ""])
 
 
+def _card_words(card: dict[str, Any]) -> str:
+    """A line about a GPU."""
+    return (
+        f"{card['name']}, {card['memory'] / 1e9:.0f} GB, driver {card['driver'] or 'unknown'} for CUDA"
+        f" {card['driver_cuda']}; CUDA {card['cuda']}, CuPy {card['cupy']}\n"
+    )
+
+
 class Results:
     """All that was measured, and on what."""
 
     def __init__(self, contestants: list[Contestant], settings: dict[str, Any]) -> None:
+        on_card = any(contestant.device != "cpu" for contestant in contestants)
         versions = {c.package: c.version for c in contestants if c.is_installed} | machine.libraries()
         self.about: dict[str, Any] = {
-            "machine": machine.description(),
+            "machine": machine.description() | ({"card": machine.card()} if on_card else {}),
             "versions": versions,
             "settings": settings,
         }
@@ -179,7 +236,8 @@ class Results:
         with open(path, encoding="utf-8") as file:
             whole = json.load(file)
         results = cls.__new__(cls)
-        results.rows = [Row(**row) for row in whole.pop("rows")]
+        kind = CardRow if "card" in whole["machine"] else Row
+        results.rows = [kind(**row) for row in whole.pop("rows")]
         results.about = whole
         return results
 
@@ -193,9 +251,10 @@ class Results:
     def heading(self) -> str:
         """Machine and versions in a few lines."""
         about = self.about["machine"]
+        card = _card_words(about["card"]) if "card" in about else ""
         versions = ", ".join(f"{name} {version}" for name, version in self.about["versions"].items())
         return (
-            f"{about['cpu']} ({' '.join(about['vectors'])}), {about['cpus']} CPUs, load {about['load']};"
+            f"{card}{about['cpu']} ({' '.join(about['vectors'])}), {about['cpus']} CPUs, load {about['load']};"
             f" {about['system']}, Python {about['python']}\n{versions}"
         )
 
@@ -222,7 +281,9 @@ def plot(results: Results, path: str) -> None:
         len(threads) or 1, 1, figsize=(12, 4.2 * (len(threads) or 1)), squeeze=False, layout="constrained"
     )
     names = [
-        c.name for c in ALL if any(row.contestant == c.name and row.rounds for g in measured for row in g)
+        name
+        for name in dict.fromkeys(c.name for c in (*ALL, *CARD))
+        if any(row.contestant == name and row.rounds for g in measured for row in g)
     ]
     colours = dict(zip(names, plt.get_cmap("tab20").colors, strict=False))  # type: ignore[attr-defined]
     for axis, n in zip(axes[:, 0], threads, strict=False):

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import machine
-from benchmarks.peers import SGEMM, Contestant
+from benchmarks.peers import ALL, SGEMM, Contestant
 from benchmarks.peers.sgemm import FLOPS
 from benchmarks.process import Trouble, Worker, another_process
 from benchmarks.table import Scenario, find
 
 CLOSE64, CLOSE32 = 1e-8, 5e-2  # largest difference from float64, of max(1, |loss|), in float64 and in float32
 SETTLE = 0.3  # seconds between turns: idle threads of some libraries are busy looking for work for 0.2 s
-REFERENCE = "minigan-eager"
+REFERENCE = next(contestant for contestant in ALL if contestant.name == "minigan-eager")
 
 
 @dataclass
@@ -91,15 +91,27 @@ def difference(losses: list[list[float]], reference: list[list[float]]) -> float
 
 
 class Runner:
-    """A run: `rows` grows while it goes on, so that what is there can be reported at any time."""
+    """A run: `rows` grows while it goes on, so that what is there can be reported at any time.
+
+    Attributes:
+        row: what a row is made by.
+        limits: who measures what the machine can do, and how many of what a row has that as are in one of its steps.
+        settle: seconds between turns.
+        checking_threads: of the first steps in float64.
+    """
+
+    row: type[Row] = Row
+    limits: tuple[tuple[Contestant, float], ...] = ((SGEMM, FLOPS),)
+    settle = SETTLE
+    checking_threads = 1
 
     def __init__(self, contestants: list[Contestant], options: Options, say: Callable[[str], None]) -> None:
         self.contestants, self.options, self.say = contestants, options, say
         self.rows: list[Row] = []
         self._folder = Path(tempfile.mkdtemp(prefix="minigan-benchmarks-"))
         self._workers: dict[tuple[Contestant, int], Worker] = {}
-        self._losses: dict[tuple[str, Scenario], list[list[float]]] = {}  # in float64
-        self._troubles: dict[tuple[str, Scenario], Trouble] = {}  # of those that have none
+        self._losses: dict[tuple[Contestant, Scenario], list[list[float]]] = {}  # in float64
+        self._troubles: dict[tuple[Contestant, Scenario], Trouble] = {}  # of those that have none
 
     def close(self) -> None:
         """End all processes and remove what was compiled."""
@@ -138,7 +150,7 @@ class Runner:
             once = scenario.measure != "steps"
             for threads in [max(self.options.threads)] if once else self.options.threads:
                 rows = {
-                    c: Row(scenario.name, threads, c.name)
+                    c: self.row(scenario.name, threads, c.name)
                     for c in self.contestants
                     if scenario.kind in c.kinds
                 }
@@ -150,19 +162,20 @@ class Runner:
     def _check(self, scenarios: list[Scenario]) -> None:
         """Make the first steps of all scenarios in float64, in one process for each contestant."""
         works = {scenario.work: scenario for scenario in reversed(scenarios)}
-        for contestant in self.contestants:
+        others = [] if REFERENCE in self.contestants else [REFERENCE]
+        for contestant in [*self.contestants, *others]:
             mine = {work: s for work, s in works.items() if work.kind in contestant.kinds}
             if contestant.is_installed and mine:
                 self.say(f"{contestant.name}: first steps in float64")
                 for work, scenario in mine.items():
                     try:
-                        self._losses[contestant.name, work] = self._first_losses(contestant, scenario)
+                        self._losses[contestant, work] = self._first_losses(contestant, scenario)
                     except Trouble as trouble:
-                        self._troubles[contestant.name, work] = trouble
-                self._leave(contestant, 1)
+                        self._troubles[contestant, work] = trouble
+                self._leave(contestant, self.checking_threads)
 
     def _first_losses(self, contestant: Contestant, scenario: Scenario) -> list[list[float]]:
-        worker = self._worker(contestant, 1)
+        worker = self._worker(contestant, self.checking_threads)
         self._build(worker, scenario, "float64")
         losses: list[list[float]] = worker.ask("losses", steps=scenario.checked)["losses"]
         return losses
@@ -171,10 +184,10 @@ class Runner:
         """Raise `Trouble` for who is not there, or was not right in float64."""
         if not contestant.is_installed:
             raise Trouble("missing", f"not installed: {contestant.install}")
-        for name in (contestant.name, REFERENCE):
-            if (name, scenario.work) in self._troubles:
-                raise self._troubles[name, scenario.work]
-        losses, reference = (self._losses[name, scenario.work] for name in (contestant.name, REFERENCE))
+        for one in (contestant, REFERENCE):
+            if (one, scenario.work) in self._troubles:
+                raise self._troubles[one, scenario.work]
+        losses, reference = (self._losses[one, scenario.work] for one in (contestant, REFERENCE))
         row.error64 = difference(losses, reference)
         if not row.error64 <= CLOSE64:
             raise Trouble("wrong", f"its losses in float64 differ by {row.error64:.1e}")
@@ -184,9 +197,13 @@ class Runner:
         worker = self._worker(contestant, row.threads)
         self._build(worker, scenario)
         reference = self._losses[REFERENCE, scenario.work]
-        row.error32 = difference(worker.ask("losses", steps=len(reference))["losses"], reference)
+        row.error32 = difference(self._losses32(worker, row, len(reference)), reference)
         if not row.error32 <= CLOSE32:
             raise Trouble("wrong", f"its losses in float32 differ by {row.error32:.1e}")
+
+    def _losses32(self, worker: Worker, row: Row, steps: int) -> list[list[float]]:
+        losses: list[list[float]] = worker.ask("losses", steps=steps)["losses"]
+        return losses
 
     def _steps(self, scenario: Scenario, threads: int, rows: dict[Contestant, Row]) -> None:
         """Steps of all contestants in turn."""
@@ -198,36 +215,44 @@ class Runner:
                 self._first_steps(contestant, scenario, row)
             if row.status != "ok":
                 self._leave(contestant, threads)
-        limit = Row(scenario.name, threads, SGEMM.name)
-        with _noted(limit):
-            self._build(self._worker(SGEMM, threads), scenario)
+        limits = {contestant: Row(scenario.name, threads, contestant.name) for contestant, _ in self.limits}
+        for contestant, limit in limits.items():
+            with _noted(limit):
+                self._build(self._worker(contestant, threads), scenario)
         for k in range(self.options.rounds):
             self.say(f"{where}: round {k + 1} of {self.options.rounds}")
-            if limit.status == "ok":
-                with _noted(limit):
-                    limit.sgemm.append(FLOPS / self._turn(SGEMM, threads))
+            rates = {}
+            for contestant, amount in self.limits:
+                if limits[contestant].status == "ok":
+                    with _noted(limits[contestant]):
+                        rates[contestant.name] = amount / self._turn(contestant, threads)["step_s"]
             for contestant, row in rows.items():
                 if row.status == "ok":
                     with _noted(row):
                         self._take_turn(contestant, row, scenario.measure == "busy")
-                        row.sgemm += limit.sgemm[k : k + 1]
+                        for name, rate in rates.items():
+                            getattr(row, name).append(rate)
         for contestant, row in rows.items():
             if row.status == "ok":
                 with _noted(row):
-                    row.peak = self._worker(contestant, threads).ask("memory")["peak"]
+                    self._look_back(self._worker(contestant, threads), row)
             self._leave(contestant, threads)
-        self._leave(SGEMM, threads)
+        for contestant in limits:
+            self._leave(contestant, threads)
 
-    def _turn(self, contestant: Contestant, threads: int) -> float:
-        time.sleep(SETTLE)
-        seconds: float = self._worker(contestant, threads).ask("turn", seconds=self.options.seconds)["step_s"]
-        return seconds
+    def _look_back(self, worker: Worker, row: Row) -> None:
+        """What is to be known of a process after its last turn."""
+        row.peak = worker.ask("memory")["peak"]
+
+    def _turn(self, contestant: Contestant, threads: int) -> dict[str, Any]:
+        time.sleep(self.settle)
+        return self._worker(contestant, threads).ask("turn", seconds=self.options.seconds)
 
     def _take_turn(self, contestant: Contestant, row: Row, busy: bool) -> None:
-        row.rounds.append(self._turn(contestant, row.threads))
+        row.rounds.append(self._turn(contestant, row.threads)["step_s"])
         if busy:
             with another_process(machine.available()[row.threads - 1]):
-                row.busy.append(self._turn(contestant, row.threads))
+                row.busy.append(self._turn(contestant, row.threads)["step_s"])
 
     def _starts(self, scenario: Scenario, threads: int, rows: dict[Contestant, Row]) -> None:
         """New processes of all contestants in turn, each alone: first with empty caches, then with what those left."""

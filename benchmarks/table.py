@@ -27,14 +27,28 @@ SCENARIOS: tuple[Scenario, ...] = (
     Gan("busy", "article-64, with and without another process on one core", measure="busy"),
     Gan("start", "article-64, from the start of a process to the first step", measure="start"),
 )
-TABLE = {scenario.name: scenario for scenario in SCENARIOS}
+# At sizes that a CPU is not asked for unless they are named.
+LARGE: tuple[Scenario, ...] = (
+    Gan("article-4096", "the article's step at batch 4096", batch=4096),
+    ConvGan("dcgan-256", "DCGAN on 28 x 28 pixels, batch 256", batch=256),
+    ConvGan("dcgan-1024", "DCGAN on 28 x 28 pixels, batch 1024", batch=1024),
+)
+TABLE = {scenario.name: scenario for scenario in (*SCENARIOS, *LARGE)}
+DEFAULTS = {  # what is measured on a device if nothing is named
+    "cpu": [scenario.name for scenario in SCENARIOS],
+    "cuda": [
+        *("article-64", "article-256", "article-4096"),
+        *("dcgan-64", "dcgan-256", "dcgan-1024"),
+        "wgan-gp",
+    ],
+}
 GROUPS = {
     "article": ["article-16", "article-64", "article-256", "article-1024"],
     "penalties": ["wgan-gp", "r1"],
     "batch": ["article-16", "article-64", "article-256", "article-1024"],
     "width": ["width-32", "article-64", "width-512", "width-1024"],
     "tape": ["ops", "deep"],
-    "images": [name for name, scenario in TABLE.items() if isinstance(scenario, ConvGan)],
+    "images": [scenario.name for scenario in SCENARIOS if isinstance(scenario, ConvGan)],
     "conv-layers": [name for name, scenario in TABLE.items() if isinstance(scenario, ConvLayer)],
 }
 

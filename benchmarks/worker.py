@@ -40,14 +40,18 @@ class Worker:
         self.step_s = 0.0
         return {"import_s": self.import_s}
 
-    def losses(self, steps: int) -> dict[str, Any]:
-        """The results of the first steps."""
+    def arrays(self, k: int) -> tuple[Any, ...]:
+        """What step k is given."""
+        return self.scenario.arrays(k, self.dtype)
+
+    def losses(self, steps: int, done: int = 0) -> dict[str, Any]:
+        """The results of the first steps, of which so many are done."""
         step, read = self.program
-        return {"losses": [list(read(step(*self.scenario.arrays(k, self.dtype)))) for k in range(steps)]}
+        return {"losses": [list(read(step(*self.arrays(k)))) for k in range(done, steps)]}
 
     def turn(self, seconds: float) -> dict[str, Any]:
         """The mean time of a step over about so many seconds, waited for once, after one step that is not counted."""
-        self.pool = self.pool or [self.scenario.arrays(k, self.dtype) for k in range(POOL)]
+        self.pool = self.pool or [self.arrays(k) for k in range(POOL)]
         step, read = self.program
         begin = time.perf_counter()
         read(step(*self.pool[0]))
@@ -74,6 +78,45 @@ class Worker:
         return {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}  # in bytes on macOS
 
 
+class CardWorker(Worker):
+    """The same on a GPU: what a step is given is there already, and the time is the GPU's own."""
+
+    def arrays(self, k: int) -> tuple[Any, ...]:
+        """What step k is given, there."""
+        return tuple(map(self.module.put, super().arrays(k)))
+
+    def _steps(self, n: int) -> Any:
+        """The result of the last of n steps, which may still be on its way."""
+        for k in range(n):
+            result = self.program.step(*self.pool[k % POOL])
+        return result
+
+    def turn(self, seconds: float) -> dict[str, Any]:
+        """As on a CPU, after as many steps that are not counted; `clock_s` is the same by the clock of the CPU."""
+        self.pool = self.pool or [self.arrays(k) for k in range(POOL)]
+        begin = time.perf_counter()
+        self.program.read(self._steps(1))
+        n = max(1, round(seconds / (self.step_s or time.perf_counter() - begin)))
+        self.program.read(self._steps(n))  # an idle GPU is slow at first
+        begin = time.perf_counter()
+        took, result = self.module.timed(lambda: self._steps(n))
+        values = self.program.read(result)
+        self.step_s = (time.perf_counter() - begin) / n
+        if not all(map(math.isfinite, values)):
+            raise FloatingPointError(f"the result of a step is {values}")
+        return {"step_s": took / n, "clock_s": self.step_s, "steps": n, "values": values}
+
+    def kernels(self, steps: int) -> dict[str, float]:
+        """Seconds a step in which the GPU did something, by PyTorch's profiler, whosever the steps are."""
+        from benchmarks.profiler import seconds_busy
+
+        return {"kernel_s": seconds_busy(lambda: self.program.read(self._steps(steps))) / steps}
+
+    def memory(self) -> dict[str, int]:
+        """The most memory of the GPU that the framework has held, in bytes."""
+        return {"peak": self.module.peak()}
+
+
 def _answer(make: Any, **arguments: Any) -> dict[str, Any]:
     from benchmarks.peers import NotThere, Unsupported
 
@@ -96,8 +139,8 @@ def main() -> None:
     os.dup2(2, 1)
     worker: list[Worker] = []
 
-    def begin(**arguments: Any) -> dict[str, Any]:
-        worker.append(Worker(**arguments))
+    def begin(device: str, **arguments: Any) -> dict[str, Any]:
+        worker.append(Worker(**arguments) if device == "cpu" else CardWorker(**arguments))
         return {}
 
     for line in orders:

@@ -18,7 +18,7 @@ from benchmarks import __main__ as program, machine, report, runner  # noqa: E40
 from benchmarks.convolutional import ConvGan  # noqa: E402
 from benchmarks.peers import ALL, Contestant  # noqa: E402
 from benchmarks.runner import Options, Row, Runner  # noqa: E402
-from benchmarks.table import GROUPS, TABLE, Scenario  # noqa: E402
+from benchmarks.table import DEFAULTS, GROUPS, TABLE, Scenario  # noqa: E402
 
 EAGER = next(c for c in ALL if c.name == "minigan-eager")
 ABSENT = Contestant("absent", "no_such_package", "absent", "", ("gan", "chain"), "pip install absent")
@@ -141,7 +141,8 @@ def test_errors(
 def test_groups_and_scenarios_are_named_once() -> None:
     chosen = program._scenarios(["article-64", "article", "r1"], program._parser())
     assert chosen == ["article-64", "article-16", "article-256", "article-1024", "r1"]
-    assert program._scenarios([], program._parser()) == [*TABLE]
+    for device, names in DEFAULTS.items():
+        assert program._scenarios([], program._parser(), device) == names
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])

@@ -3,6 +3,10 @@
 A file has `setup(threads)`, which holds the framework to that many threads and says what has no environment variable,
 and one function for each kind of scenario that the framework takes part in, `gan`, `chain`, `conv_gan` or
 `conv_layer`, of the scenario, the dtype and the contestant's `variant`. They return a `Program`.
+
+A file for GPUs, `*_cuda.py`, has three more functions: `put(array)`, a copy of a NumPy array on the GPU, of which steps
+are then given such; `timed(block)`, the seconds that a function of no arguments takes there, and its result; `peak()`,
+the most bytes there that the framework's allocator has held.
 """
 
 import importlib.util
@@ -42,6 +46,7 @@ class Contestant(NamedTuple):
     kinds: those of the scenarios it takes part in.
     install: how to get it.
     environment: variables of its processes besides those that all have.
+    device: "cpu", or "cuda" for the first GPU.
     """
 
     name: str
@@ -51,6 +56,7 @@ class Contestant(NamedTuple):
     kinds: tuple[str, ...]
     install: str
     environment: tuple[tuple[str, str], ...] = ()
+    device: str = "cpu"
 
     @property
     def ours(self) -> bool:
@@ -98,3 +104,24 @@ ALL = (
     Contestant("tinygrad", "tinygrad", "tinygrad", "jit", ("gan",), "pip install tinygrad"),
 )
 SGEMM = Contestant("sgemm", "numpy", "sgemm", "product", (), "")
+
+
+def _on_card(name: str, package: str, variant: str, install: str) -> Contestant:
+    own = (
+        ("JAX_PLATFORMS", "cuda"),
+        ("XLA_PYTHON_CLIENT_PREALLOCATE", "false"),
+    )  # the others need memory too
+    return Contestant(name, package, f"{package}_cuda", variant, GANS, install, own, "cuda")
+
+
+_TORCH_CUDA = "pip install torch, built for the driver's CUDA"
+CARD = (
+    _on_card("minigan", "minigan", "compiled", "pip install ."),
+    _on_card("minigan-eager", "minigan", "eager", "pip install ."),
+    _on_card("torch", "torch", "eager", _TORCH_CUDA),
+    _on_card("torch-graph", "torch", "eager-graph", _TORCH_CUDA),
+    _on_card("torch-compile", "torch", "compiled", _TORCH_CUDA),
+    _on_card("torch-compile-graph", "torch", "compiled-graph", _TORCH_CUDA),
+    _on_card("jax", "jax", "jit", "pip install 'jax[cuda13]', or 'jax[cuda12]'"),
+)
+ON = {"cpu": ALL, "cuda": CARD}

@@ -19,11 +19,13 @@ def setup(threads: int) -> None:
         set_threads(threads)
 
 
-def _load(network: Any, layers: Layers) -> None:
+def _load(network: Any, layers: Layers, device: str) -> None:
     network.load_state(dict(zip(network.parameters(), (a for layer in layers for a in layer), strict=True)))
+    if device != "cpu":
+        network.to(device)
 
 
-def gan(scenario: Gan, dtype: str, variant: str) -> Program:
+def gan(scenario: Gan, dtype: str, variant: str, device: str = "cpu") -> Program:
     """A step of both players."""
     shape, output = (scenario.features,), scenario.output or None
     g = mg.models.mlp_generator(
@@ -31,14 +33,15 @@ def gan(scenario: Gan, dtype: str, variant: str) -> Program:
     )
     d = mg.models.mlp_discriminator(shape, scenario.hidden, slope=SLOPE, dtype=dtype)
     for network, layers in zip((g, d), scenario.weights(dtype), strict=True):
-        _load(network, layers)
+        _load(network, layers, device)
     return _program(scenario, variant, g, g.parameters(), d, d.parameters())
 
 
-def conv_gan(scenario: ConvGan, dtype: str, variant: str) -> Program:
+def conv_gan(scenario: ConvGan, dtype: str, variant: str, device: str = "cpu") -> Program:
     """A step of both players."""
     g_weights, d_weights = (
-        {name: mg.asarray(a) for name, a in weights.items()} for weights in scenario.weights(dtype)
+        {name: mg.asarray(a, device=device) for name, a in weights.items()}
+        for weights in scenario.weights(dtype)
     )
     generator, discriminator = scenario.networks
 

@@ -1,5 +1,6 @@
 """PyTorch: eager with fused Adam, and the whole step, with Adam in it, as one graph under `torch.compile`."""
 
+import importlib.util
 import shutil
 from collections.abc import Callable
 from typing import Any
@@ -19,26 +20,27 @@ def setup(threads: int) -> None:
     torch.set_num_interop_threads(1)
 
 
-def gan(scenario: Gan, dtype: str, variant: str) -> Program:
+def gan(scenario: Gan, dtype: str, variant: str, device: str = "cpu") -> Program:
     """A step of both players."""
     g_layers, d_layers = scenario.weights(dtype)
     if variant == "eager":
-        g, d = _network(g_layers, scenario.output), _network(d_layers, "")
+        g, d = (_network(*network).to(device) for network in ((g_layers, scenario.output), (d_layers, "")))
         return _program(_eager(scenario, g, list(g.parameters()), d, list(d.parameters())))
 
     def generate(z: Any, weights: Any) -> Any:
         x = _layers(z, weights)
         return torch.sigmoid(x) if scenario.output else x
 
-    weights = torch.utils._pytree.tree_map(torch.from_numpy, [g_layers, d_layers])
+    weights = torch.utils._pytree.tree_map(lambda a: torch.from_numpy(a).to(device), [g_layers, d_layers])
     return _program(_compiled(scenario, dtype, weights, generate, _layers))
 
 
-def conv_gan(scenario: ConvGan, dtype: str, variant: str) -> Program:
+def conv_gan(scenario: ConvGan, dtype: str, variant: str, device: str = "cpu") -> Program:
     """A step of both players."""
     generator, discriminator = scenario.networks
     g_weights, d_weights = weights = [
-        {name: torch_images.weight(a) for name, a in arrays.items()} for arrays in scenario.weights(dtype)
+        {name: torch_images.weight(a).to(device) for name, a in arrays.items()}
+        for arrays in scenario.weights(dtype)
     ]
 
     def generate(z: Any, weights: Any) -> Any:
@@ -96,7 +98,7 @@ def _eager(
 ) -> Any:
     rate, b1, b2, eps = scenario.adam
     g_adam, d_adam = (
-        torch.optim.Adam(weights, rate, betas=(b1, b2), eps=eps, fused=True)
+        torch.optim.Adam(weights, rate, betas=(b1, b2), eps=eps, fused=True, capturable=weights[0].is_cuda)
         for weights in (g_weights, d_weights)
     )
 
@@ -149,10 +151,13 @@ def _compiled(
     if not any(map(shutil.which, ("g++", "clang++", "c++"))):
         raise NotThere("torch.compile needs a C++ compiler, and there is none on the path")
     tree, (rate, b1, b2, eps) = torch.utils._pytree.tree_map, scenario.adam
+    device = torch.utils._pytree.tree_leaves(networks)[0].device
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        raise NotThere("torch.compile needs Triton on a GPU, and it is not installed")
     players = tuple(
         (weights, tree(torch.zeros_like, weights), tree(torch.zeros_like, weights)) for weights in networks
     )
-    count = torch.zeros((), dtype=getattr(torch, dtype))
+    count = torch.zeros((), dtype=getattr(torch, dtype), device=device)
 
     def d_loss(d: Any, x: Any, fake: Any, *u: Any) -> Any:
         total = _d_loss(scenario, judge(x, d), judge(fake, d))

@@ -19,9 +19,9 @@ leaky_relu = partial(functional.leaky_relu, negative_slope=SLOPE)
 dense = functional.linear
 
 
-def given(array: Array) -> Any:
-    """An array as a tensor in the same memory; images with the axes that PyTorch numbers so."""
-    tensor = torch.from_numpy(array)
+def given(array: Any) -> Any:
+    """NumPy's array or a GPU's tensor as a tensor in the same memory; images with the axes that PyTorch numbers so."""
+    tensor = array if isinstance(array, torch.Tensor) else torch.from_numpy(array)
     return tensor.permute(0, 3, 1, 2) if tensor.ndim == 4 else tensor
 
 

@@ -542,7 +542,13 @@ runtime = _Runtime(
     memcpyDeviceToDevice=3,
     memcpyDeviceToHost=2,
     memcpyHostToDevice=1,
-    getDeviceProperties=lambda device: {"name": b"emulated card", "multiProcessorCount": 4},
+    getDeviceProperties=lambda device: {
+        "name": b"emulated card",
+        "multiProcessorCount": 4,
+        "totalGlobalMem": 1 << 34,
+    },
+    driverGetVersion=lambda: 13020,
+    runtimeGetVersion=lambda: 13020,
 )
 
 cuda = types.SimpleNamespace(
