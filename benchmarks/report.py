@@ -300,7 +300,9 @@ def plot(results: Results, path: str) -> None:
         axis.margins(y=0.15)
         axis.set_xticks(range(len(here)), [group[0].scenario for group in here])
         axis.set_ylabel("time of a step / fastest peer")
-        axis.set_title(f"{n} thread{'s' if n > 1 else ''}: lower is faster")
+        on_card = any(isinstance(row, CardRow) for group in here for row in group)
+        where = "on the GPU" if on_card else f"{n} thread{'s' if n > 1 else ''}"
+        axis.set_title(f"{where}: lower is faster")
         axis.legend([Patch(color=colours[name]) for name in names], names, ncols=5, fontsize=7)
     figure.suptitle(results.heading().splitlines()[0], fontsize=8)
     figure.savefig(path, dpi=150)

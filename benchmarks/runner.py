@@ -215,6 +215,8 @@ class Runner:
                 self._first_steps(contestant, scenario, row)
             if row.status != "ok":
                 self._leave(contestant, threads)
+        if not any(row.status == "ok" for row in rows.values()):
+            return
         limits = {contestant: Row(scenario.name, threads, contestant.name) for contestant, _ in self.limits}
         for contestant, limit in limits.items():
             with _noted(limit):
