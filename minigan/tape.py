@@ -34,7 +34,7 @@ from minigan.cuda.loops import pointwise
 from minigan.errors import DTypeError, GraphError, ShapeError
 from minigan.kernels.loops import Formula
 from minigan.kernels.rows import copied
-from minigan.trace import state as _state
+from minigan.trace import Memory, state as _state
 
 Thunk = Callable[[], "Value"] | None
 
@@ -242,6 +242,14 @@ class Node:
             f"{self.primitive.name}: an input of shape {array.shape} was changed in place {changes} time(s) after it"
             " was recorded, as an optimiser does; take gradients before updating, or compute the outputs again"
         )
+
+
+def replace(x: Value, array: Array) -> None:
+    """Give a leaf other memory of the same content, as on another device; graphs and programs of the old are stale."""
+    before = x.storage
+    x.array, x.storage = array, Storage()
+    x.storage.version = 1 + (0 if before is None else before.version)
+    Memory.moves += 1
 
 
 MAX_OUTPUTS = 8

@@ -64,6 +64,12 @@ class State(threading.local):
 state = State()
 
 
+class Memory:
+    """How often tensors of this process were given other memory, as on another device: captured steps hold addresses."""
+
+    moves = 0
+
+
 class Slot(float):
     """A number that is worked out anew in every run of a recorded step: number `index` of them.
 
@@ -119,7 +125,7 @@ def require(flag: Array, otherwise: Callable[[], None]) -> None:
         state.recorder.require(flag)
         if device_of(flag) != "cpu":  # a GPU computes nothing while a step is captured
             return
-    if not flag:
+    if not moved(flag, "cpu"):
         with recorded_by(None):
             otherwise()
 

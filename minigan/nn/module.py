@@ -3,16 +3,17 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from minigan.backend import FLOATS, Array, Spec, moved
-from minigan.errors import CheckpointError, ConfigError, ShapeError
+from minigan.backend import FLOATS, Array, Spec, device_name, moved
+from minigan.errors import CheckpointError, ConfigError, DeviceError, GraphError, ShapeError
 from minigan.kernels.loops import Formula
 from minigan.ops.random import Stream
-from minigan.tape import Input, Primitive, Sample, apply
+from minigan.tape import Input, Primitive, Sample, apply, replace
 from minigan.tensor import Tensor
+from minigan.trace import reads
 
 LISTED = 10  # differences named in one error
 
@@ -88,6 +89,32 @@ class Module(ABC):
         state = self.state()
         check_arrays({name: x.array for name, x in state.items()}, arrays)
         assign(state, arrays)
+
+    def to(self, device: str) -> Self:
+        """Move all its tensors to a device, `"cpu"`, `"cuda"` or `"cuda:1"`, in place; gives the module.
+
+        The tensors stay the objects that they are, as others hold them; the derivative of what was computed from them
+        before is an error. What is computed elsewhere for them does not move: move networks before a `minigan.Game`, a
+        `minigan.GAN` or an optimiser's state is made of them.
+
+        Raises: `DeviceError` if there is no such device, or no memory there; `GraphError` if a tensor is a recorded
+            result. Then nothing has moved.
+
+        >>> import minigan as mg
+        >>> layer = mg.nn.Dense(2, 1, stream=mg.ops.Stream(0, "docs"))
+        >>> layer.to("cpu") is layer
+        True
+        """
+        wanted = device_name(device)
+        state = {name: x for name, x in self.state().items() if x.device != wanted}
+        for name, x in state.items():
+            reads(x.array, "to()")
+            if x.node is not None:
+                raise GraphError(f"{name}, shape {x.shape}, is a recorded result: make a leaf by minigan.tensor")
+        arrays = [moved(x.array, wanted) for x in state.values()]
+        for x, array in zip(state.values(), arrays, strict=True):
+            replace(x, array)
+        return self
 
     def __repr__(self) -> str:
         return "\n".join(_describe(self))
@@ -210,8 +237,7 @@ def check_arrays(expected: Mapping[str, Array], given: Mapping[str, Array]) -> N
     wrong += [f"{name}: unknown" for name in given if name not in expected]
     for name, array in expected.items():
         if name in given:
-            have = np.shape(given[name]), np.asarray(given[name]).dtype
-            want = array.shape, array.dtype
+            have, want = (np.shape(given[name]), np.asarray(given[name]).dtype), (array.shape, array.dtype)
             if have != want:
                 wrong.append(f"{name}: {have[1]} {have[0]}, expected {want[1]} {want[0]}")
     if wrong:
@@ -223,6 +249,17 @@ def assign(tensors: Mapping[str, Tensor], arrays: Mapping[str, Array]) -> None:
     """Copy each array into the tensor of the same name, in place."""
     for name, x in tensors.items():
         apply(ASSIGN, x, Tensor(moved(np.asarray(arrays[name]), x.device)))
+
+
+def device_of_all(*modules: Module) -> str:
+    """The device of the tensors of some modules, "cpu" if there are none; `DeviceError` if they are on several."""
+    devices = {x.device for module in modules for x in module.state().values()}
+    if len(devices) > 1:
+        raise DeviceError(
+            f"{' and '.join(type(module).__name__ for module in modules)}: tensors on {' and '.join(sorted(devices))}:"
+            " move them by .to(device)"
+        )
+    return devices.pop() if devices else "cpu"
 
 
 def _children(module: Module) -> Iterator[tuple[str, Any]]:

@@ -17,7 +17,7 @@ from minigan.program import listing
 from minigan.program.build import Builder, Built, Options, PythonCall
 from minigan.program.capture import REQUIRE, Recorder, Ref, floats_and_arrays
 from minigan.tensor import Tensor
-from minigan.trace import recorded_by, state
+from minigan.trace import Memory, recorded_by, state
 
 MANY_PROGRAMS = 32  # captures of one step that are worth a warning
 
@@ -169,6 +169,7 @@ class Compiled:
         self._options = options
         self._programs: dict[Any, _Entry] = {}
         self._last: _Entry | None = None
+        self._moves = Memory.moves
         self._lock = threading.RLock()
         self.__wrapped__ = function
 
@@ -184,6 +185,8 @@ class Compiled:
         if state.recorder is not None:  # within another step that is being captured
             return self.function(*arguments, **named)
         with self._lock:
+            if self._moves != Memory.moves:  # tensors that the programs hold may be elsewhere now
+                self._programs, self._last, self._moves = {}, None, Memory.moves
             arrays = None if named else self._fitting(arguments)
             if arrays is not None:
                 return self._replay(self._last, arrays, (), arguments, named)  # type: ignore[arg-type]
