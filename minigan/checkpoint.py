@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from minigan.backend import Array
+from minigan.backend import Array, moved
 from minigan.errors import CheckpointError
 from minigan.files import opened, replacing
 from minigan.tensor import Tensor
@@ -46,8 +46,8 @@ def save(
 
     Args:
         path: the file; its folder must exist. A symbolic link is followed.
-        tree: names to arrays or tensors of any shape and layout; booleans, integers and floats of 16 to 64 bits. Every
-            bit is kept, NaN payloads and -0.0 included.
+        tree: names to NumPy's arrays, or tensors of any device, of any shape and layout; booleans, integers and floats
+            of 16 to 64 bits. Every bit is kept, NaN payloads and -0.0 included.
         metadata: names, which do not begin with "minigan.", to texts, kept in the header.
 
     Raises `CheckpointError`, with the path and the reason, if that is not possible.
@@ -106,7 +106,7 @@ def _explained(path: str | os.PathLike[str], problem: str) -> Iterator[str]:
 
 def _plain(key: str, x: Any) -> Array:
     """A copy of the array as the file format has it: little-endian and C-contiguous."""
-    array = x.array if isinstance(x, Tensor) else np.asarray(x)
+    array = moved(x.array, "cpu") if isinstance(x, Tensor) else np.asarray(x)
     if not isinstance(key, str) or key == "__metadata__":
         raise CheckpointError(f"the name {key!r} of an array: expected a text other than '__metadata__'")
     dtype = array.dtype.str.replace(">", "<")

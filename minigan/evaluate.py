@@ -292,6 +292,7 @@ def evaluate(
     seed: int = 0,
     raw: bool = False,
     resamples: int = 20,
+    device: str = "cpu",
     json_file: str | None = None,
     picture: str | None = None,
     progress: Show | None = None,
@@ -299,7 +300,8 @@ def evaluate(
     """Judge `n` samples of a run folder, or a checkpoint, by the data it was trained on, or `source`; gives the table.
 
     json_file, picture: where to write the measures, and the samples that are most like copies beside the data nearest
-    to them. Arguments are otherwise those of `judge`, `minigan.data.read` and `minigan.train.sampler`, as are errors.
+    to them. device: where the samples are drawn; measures are computed on the CPU. Arguments are otherwise those of
+    `judge`, `minigan.data.read` and `minigan.train.sampler`, as are errors.
 
     >>> import minigan as mg
     >>> from minigan import presets
@@ -316,7 +318,7 @@ def evaluate(
     newest = state.newest(run, lambda note: report.say(f"minigan: note: {note}", error=True))
     if newest is None:
         raise CheckpointError(f"{shown(run)}: has no checkpoint")
-    draws = sampler(newest.path, raw=raw)  # the same one, though the run may go on meanwhile
+    draws = sampler(newest.path, raw=raw, device=device)  # the same one, though the run may go on meanwhile
     config = newest.about["config"]
     name, found = _read(config, newest.path, source, data_dir, draws.shape)
     if picture is not None:

@@ -18,11 +18,11 @@ import numpy as np
 from minigan import losses
 from minigan.analysis.features import feature_matching
 from minigan.analysis.game import Field
-from minigan.backend import FLOATS, Array, is_number
+from minigan.backend import FLOATS, Array, is_number, zeros_like
 from minigan.errors import CheckpointError, ConfigError, NonFiniteError, ShapeError
 from minigan.losses import Loss
 from minigan.nn import Sequential
-from minigan.nn.module import ASSIGN, Module, assign, check_arrays, forward, substituted
+from minigan.nn.module import ASSIGN, Module, assign, check_arrays, device_of_all, forward, substituted
 from minigan.ops import Stream, augment, mean, sigmoid
 from minigan.ops.augment import changes
 from minigan.optim import EMA, Adam, Optimizer
@@ -47,10 +47,10 @@ class _Draw(NamedTuple):
     random: Stream
 
 
-def _as_batches(batches: Any) -> list[Tensor]:
-    return (
-        [lift(batches)] if isinstance(batches, (Tensor, np.ndarray)) else [lift(batch) for batch in batches]
-    )
+def _as_batches(batches: Any, device: str) -> list[Tensor]:
+    """Tensors as they are, arrays on the device."""
+    given = [batches] if isinstance(batches, (Tensor, np.ndarray)) else batches
+    return [lift(x) if isinstance(x, Tensor) else tensor(x, device=device) for x in given]
 
 
 class Game:
@@ -86,7 +86,10 @@ class Game:
             layer (Salimans et al. 2016, §3.1).
         augment: how images are changed before they are judged, such as "translation,cutout": `minigan.ops.augment`.
 
-    Raises: `ConfigError` for a setting outside its range.
+    Attributes:
+        device: of both networks, on which all is computed.
+
+    Raises: `ConfigError` for a setting outside its range; `DeviceError` for networks on two devices.
 
     The game holds the parameters that the networks have when it is made, and changes them in place.
 
@@ -123,6 +126,7 @@ class Game:
         augment: str = "",
     ) -> None:
         self.generator, self.discriminator = generator, discriminator
+        self.device = device_of_all(generator, discriminator)
         self.loss = losses.find(loss)
         given: Any = [] if penalty is None else penalty
         self.penalties: tuple[Penalty, ...] = tuple(given) if isinstance(given, (list, tuple)) else (given,)
@@ -143,7 +147,7 @@ class Game:
         self._averages = {} if self.ema_generator is None else self.ema_generator.state()
         self._checked_averages = {f"average.{k}": x for k, x in self._averages.items() if x.dtype in FLOATS}
         self._originals = generator.state()
-        self._touched = [(x, Tensor(np.empty_like(x.array))) for x in self._touched_tensors()]
+        self._touched = [(x, Tensor(zeros_like(x.array))) for x in self._touched_tensors()]
 
     def _check_settings(self) -> None:
         for penalty in self.penalties:
@@ -203,7 +207,8 @@ class Game:
         """One round: `d_steps` steps of the discriminator, one of the generator, the average, in place.
 
         Args:
-            reals: a batch (N, ...) of real samples for each step of the discriminator.
+            reals: a batch (N, ...) of real samples for each step of the discriminator: tensors on the networks' device,
+                or NumPy's arrays, which are copied there, as all batches below.
             latents: a batch for each step of the discriminator, and one for the generator's unless
                 `share_fake`.
             random: for noise, dropout and penalties; with `stream.at(step)` any step can be repeated.
@@ -221,15 +226,15 @@ class Game:
             or what an optimiser remembers is NaN or infinite: then both players are as they were before the step.
             What the update itself makes so (at a rate of 1e38) is found in the next step, or by `require_finite`.
         """
-        reals, latents = _as_batches(reals), _as_batches(latents)
-        classes = [None] * len(reals) if labels is None else _as_batches(labels)
+        reals, latents = _as_batches(reals, self.device), _as_batches(latents, self.device)
+        classes = [None] * len(reals) if labels is None else _as_batches(labels, self.device)
         wanted = self.d_steps + (not self.share_fake)
         if len(reals) != self.d_steps or len(latents) != wanted:
             raise ShapeError(
                 f"Game: {len(reals)} real and {len(latents)} latent batches for d_steps={self.d_steps} and"
                 f" share_fake={self.share_fake}, expected {self.d_steps} and {wanted}"
             )
-        shares = [None] * len(reals) if weights is None else _as_batches(weights)
+        shares = [None] * len(reals) if weights is None else _as_batches(weights, self.device)
         for name, given in (("labels", classes), ("weights", shares)):
             if len(given) != len(reals):
                 raise ShapeError(f"Game: {len(given)} batches of {name} for {len(reals)} real batches")
@@ -363,13 +368,8 @@ class Game:
     @contextmanager
     def _from_where_they_were(self) -> Iterator[None]:
         """Put all parameters back after the block."""
-        pairs = [
-            (p, Tensor(np.empty_like(p.array)))
-            for player in self._players().values()
-            for p in player.parameters.values()
-        ]
-        for p, origin in pairs:
-            apply(ASSIGN, origin, p)
+        players = self._players().values()
+        pairs = [(p, apply(copied, p)) for player in players for p in player.parameters.values()]
         yield
         for p, origin in pairs:
             apply(ASSIGN, p, origin)
@@ -400,7 +400,7 @@ class Game:
         with no_grad():
             metrics = {
                 "d_loss": loss.detach(),
-                "penalty": sum(terms, tensor(0.0, loss.dtype)).detach(),
+                "penalty": sum(terms, tensor(0.0, loss.dtype, loss.device)).detach(),
                 "d_real": mean(sigmoid(real_logits)),
                 "d_fake": mean(sigmoid(fake_logits)),
             }
@@ -446,7 +446,7 @@ class Game:
             x = augment(x, self.augment, random, high - low)
         if self.noise:
             std = host(lambda: self._noise_at(self.steps))
-            x = x + random.normal(x.shape, std=std, dtype=x.dtype)
+            x = x + random.normal(x.shape, std=std, dtype=x.dtype, device=x.device)
         x = pack(x, self.pack)
         # A discriminator that is looked ahead to was made from the samples: penalties on its slope at them want a
         # point of its own, or they would derive for the way by which the samples made the discriminator too.
@@ -517,7 +517,8 @@ class Game:
             grad(list(losses.values()), list(player.parameters.values()), create_graph=True)
             for losses, player in zip((of_d, of_g), players, strict=True)
         ]
-        squares = sum(((g * g).sum() for gradients in own for g in gradients), tensor(0.0, fake.dtype))
+        zero = tensor(0.0, fake.dtype, fake.device)
+        squares = sum(((g * g).sum() for gradients in own for g in gradients), zero)
         together = {"consensus": squares * (0.5 * self.consensus)}
         found = []
         for player, terms, gradients in zip(players, (of_d, of_g), own, strict=True):
@@ -550,13 +551,13 @@ class Game:
         return counters | {"rate_scale": np.array(self.rate_scale, np.float64)}
 
     def state(self) -> dict[str, Array]:
-        """Copies of all arrays that the game needs to continue, by name.
+        """Copies of all arrays that the game needs to continue, NumPy's, by name.
 
         "generator.…" and "discriminator.…" as in the modules' `state()`; "ema.…", the averaged generator;
         "generator_optimizer.m.…" and so on for each slot and player; the counters "step", "generator_optimizer.step"
         and "discriminator_optimizer.step"; and "rate_scale".
         """
-        return {name: x.array.copy() for name, x in self._tensors().items()} | self._counters()
+        return {name: x.numpy().copy() for name, x in self._tensors().items()} | self._counters()
 
     def load_state(self, arrays: Mapping[str, Array]) -> None:
         """Continue from what `state()` returned, in a game of the same networks and optimisers.

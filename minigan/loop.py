@@ -4,6 +4,7 @@ A run is a pure function of its settings and data: every random number comes fro
 a checkpoint makes the bits of one that was never interrupted.
 """
 
+import contextlib
 import math
 import os
 import signal
@@ -11,15 +12,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from minigan import pictures, state
-from minigan.backend import Array
+from minigan.backend import Array, cuda
 from minigan.data import Batches
-from minigan.errors import CheckpointError, CollapseError, NonFiniteError
+from minigan.errors import CheckpointError, CollapseError, DeviceError, NonFiniteError
 from minigan.folder import EVENTS, RunFolder, read_lines
 from minigan.game import Game
 from minigan.guard import RATE_FACTOR, Guard, Watch
@@ -73,7 +73,7 @@ class _Stops:
     number = 0
 
 
-@contextmanager
+@contextlib.contextmanager
 def stopping() -> Iterator[_Stops]:
     """Turn SIGINT and SIGTERM into a flag in the block; a second signal ends the process at once.
 
@@ -167,6 +167,7 @@ class Loop:
         if folder:
             folder.note = self.tell
         self.resumed = False
+        self.moment = "before the first step"  # of the run, for errors
 
     def resume(self, found: state.Found, records: list[Record], notes: Sequence[str]) -> None:
         """Go on from a checkpoint, in a GAN that has its arrays; `records` are those up to it."""
@@ -178,7 +179,9 @@ class Loop:
         self._watch_again()
         for note in notes:
             self.tell("damaged checkpoint", note)
-        other = state.differences(about["environment"], state.environment())
+        # The files of earlier versions say nothing of a device: there was one.
+        before = {"device": "cpu", **about["environment"]}
+        other = state.differences(before, state.environment(self.gan.game.device))
         if other:
             self.tell("environment", f"the bits of the run may change where it goes on: {'; '.join(other)}")
         self.tell("resumed", f"resumed from {path}")
@@ -190,8 +193,15 @@ class Loop:
         """Train to the last step.
 
         A signal ends the run after its step, with a checkpoint: SIGINT by `KeyboardInterrupt`, SIGTERM by
-        `SystemExit(143)`, each with a text that says where the run can go on.
+        `SystemExit(143)`, each with a text that says where the run can go on. So does the `DeviceError` by which it
+        ends where a GPU fails, or has no memory left; nothing is saved from one that has failed.
         """
+        try:
+            self._run()
+        except DeviceError as error:
+            self._end_failed(error)
+
+    def _run(self) -> None:
         game = self.gan.game
         if not self.resumed:
             self._draw_samples()
@@ -225,10 +235,10 @@ class Loop:
 
     def _advance(self) -> None:
         game = self.gan.game
-        self.saved, made = "", False
+        self.saved, made, self.moment = "", False, f"step {game.steps + 1:,}"
         try:
             metrics = {name: x.item() for name, x in self.step(self.batches).items()}
-            made = True
+            made, self.moment = True, f"after step {game.steps:,}"
             if self._due(self.plan.save_every):
                 game.require_finite()  # what the last update made is not looked at by the step itself
         except NonFiniteError as error:
@@ -283,7 +293,7 @@ class Loop:
         if self.folder is None:
             return
         about = {"config": self.config, "step": self.gan.game.steps, "quality": quality, "due": due}
-        about |= {"rows": self.log.rows, "faults": self.guard.faults}
+        about |= {"rows": self.log.rows, "faults": self.guard.faults, "device": self.gan.game.device}
         try:
             self.gan.game.require_finite()
             self.saved = self.folder.keep(self.gan.game.state(), about)
@@ -335,10 +345,23 @@ class Loop:
         step = self.gan.game.steps
         raise CollapseError(self._stopped(f"stopped after step {step:,}: {describe(self.records[-1])}"))
 
+    def _end_failed(self, error: DeviceError) -> None:
+        """End the run by the error, with the step; what fails here too must not hide it."""
+        with contextlib.suppress(CheckpointError, DeviceError):
+            if cuda.dead():
+                found = state.newest(self.folder.path, lambda text: None) if self.folder else None
+                self.saved = found.path if found else ""
+            elif not self.saved:
+                self._save()
+        raise DeviceError(self._told(f"stopped at {self.moment}: {error}")) from error
+
     def _stopped(self, text: str) -> str:
         """Tell why the run ends before its last step, with where it can go on, which is saved; gives the text."""
         if not self.saved:
             self._save()
+        return self._told(text)
+
+    def _told(self, text: str) -> str:
         where = f"the checkpoint {self.saved} goes on from there" if self.saved else "nothing of it is saved"
         self.tell("stopped", f"{text}; {where}")
         return f"{text}; {where}"
@@ -365,7 +388,8 @@ class Loop:
         """The discriminator's probability that points are real, (N, P) to (N,)."""
 
         def logits(x: Array) -> Tensor:
-            return self.gan.game.discriminator(asarray(x.astype(self.gan.sampler().dtype)))
+            points = x.astype(self.gan.sampler().dtype)
+            return self.gan.game.discriminator(asarray(points, device=self.gan.game.device))
 
         with no_grad():
             # Losses of pairs leave a constant open: the mean over the data is put at 0.

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from minigan.backend import FLOATS
+from minigan.backend import FLOATS, moved
 from minigan.errors import NonFiniteError
 from minigan.nn import Module
 from minigan.ops import all_finite
@@ -61,7 +61,7 @@ class Player:
 
 def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
     """What stands in which tensor, for the first few of those with NaN or infinities."""
-    counts = {name: x.size - int(np.isfinite(x.array).sum()) for name, x in tensors.items()}
+    counts = {name: x.size - int(np.isfinite(moved(x.array, "cpu")).sum()) for name, x in tensors.items()}
     found = [
         f"{name} is {tensors[name].item()}"
         if tensors[name].size == 1

@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from minigan.backend import Array
+from minigan.backend import Array, moved
 from minigan.data.sampler import as_labels
 from minigan.errors import ConfigError
 from minigan.nn import Module
-from minigan.nn.module import forward
+from minigan.nn.module import device_of_all, forward
 from minigan.ops.random import Stream
 from minigan.tape import no_grad
 from minigan.tensor import Tensor
@@ -63,12 +63,12 @@ class Sampler:
         # Samples of a tanh lie in (-1, 1), images in [0, 1]: x ↦ 2 x - 1 takes the one to the other.
         self.signed = bounds == (-1.0, 1.0)
 
-    def draw(self, stream: Stream, count: int) -> Tensor:
-        """Latents, (count, latent)."""
+    def draw(self, stream: Stream, count: int, device: str = "cpu") -> Tensor:
+        """Latents, (count, latent), drawn on a device; another one may round normal ones otherwise."""
         shape = (count, *self.latents)
         if self.latent == "normal":
-            return stream.normal(shape, dtype=self.dtype)
-        return stream.uniform(shape, -1.0, 1.0, dtype=self.dtype)
+            return stream.normal(shape, dtype=self.dtype, device=device)
+        return stream.uniform(shape, -1.0, 1.0, dtype=self.dtype, device=device)
 
     def seen(self, batch: Array) -> Array:
         """A batch of data as the discriminator is given it: of the shape, the dtype and the bounds of samples."""
@@ -146,13 +146,17 @@ class Sampler:
         )
 
     def generate(self, latents: Array, labels: Array | None) -> Array:
-        """The samples of latents (n, latent), each of its label where the generator has classes; see `GAN.sample`."""
+        """The samples of latents (n, latent), each of its label where the generator has classes; see `GAN.sample`.
+
+        They are computed on the generator's device.
+        """
+
+        device = device_of_all(self.generator)
 
         def part(chosen: slice) -> Array:
-            known = None if labels is None else Tensor(labels[chosen])
-            return forward(
-                self.generator, Tensor(latents[chosen]), train=False, random=None, labels=known
-            ).numpy()
+            known = None if labels is None else Tensor(moved(labels[chosen], device))
+            z = Tensor(moved(latents[chosen], device))
+            return forward(self.generator, z, train=False, random=None, labels=known).numpy()
 
         with no_grad():
             parts = [part(slice(i, i + CHUNK)) for i in range(0, len(latents), CHUNK)]

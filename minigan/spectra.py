@@ -30,7 +30,7 @@ from minigan.packs import pack
 from minigan.pictures import spectrum_plot
 from minigan.sampling import positive
 from minigan.tape import no_grad
-from minigan.tensor import Tensor
+from minigan.tensor import Tensor, tensor
 from minigan.train import GAN, build, data_digest
 
 DRAWN = 4  # spectra in one picture
@@ -105,7 +105,7 @@ def spectrum(
     (75, 75, ['samples', 'layers.0 Flatten', 'layers.1 Dense', 'layers.2 Activation'])
     """
     with contextlib.suppress(ConfigError):  # something of one's own, which settings do not describe
-        gan = _doubled(gan.config(), gan.game.state())
+        gan = _doubled(gan.config(), gan.game.state(), gan.game.device)
     return _measured(gan, samples, labels, count, batch, latents, seed)
 
 
@@ -115,6 +115,7 @@ def along(
     labels: Any = None,
     *,
     data_dir: str | None = None,
+    device: str = "cpu",
     note: Callable[[str], None] = lambda text: None,
     count: int = 6,
     batch: int = 256,
@@ -129,6 +130,7 @@ def along(
         samples, labels: data, as for `GAN.fit`; by default those that the run's settings name, which have to be the
             same.
         data_dir: where to look for data sets with a name.
+        device: where it is computed.
         note: is told of each file that is passed over, because it is damaged.
         count, batch, latents, seed: as for `spectrum`.
 
@@ -145,7 +147,7 @@ def along(
         try:
             arrays = state.read(file).arrays
             limit = sum(x.size for x in arrays.values())
-            gan = _doubled(about["config"], arrays, limit)
+            gan = _doubled(about["config"], arrays, device, limit)
         except ConfigError as error:
             raise CheckpointError(f"{file}: {error}") from None
         except CheckpointError as error:
@@ -175,10 +177,12 @@ def _data(config: Mapping[str, Any], path: str, data_dir: str | None) -> tuple[A
     return found.samples, labels
 
 
-def _doubled(config: Mapping[str, Any], arrays: Mapping[str, Array], limit: int | None = None) -> GAN:
+def _doubled(
+    config: Mapping[str, Any], arrays: Mapping[str, Array], device: str, limit: int | None = None
+) -> GAN:
     """The GAN of a checkpoint, in float64."""
     networks = {who: {**config[who], "dtype": "float64"} for who in presets.PLAYERS}
-    gan = build({**config, **networks}, limit)
+    gan = build({**config, **networks}, limit, device)
     gan.game.load_state(
         {name: x.astype(np.float64) if x.dtype == np.float32 else x for name, x in arrays.items()}
     )
@@ -194,9 +198,9 @@ def _measured(
     known = {} if sampler.classes is None else {"labels": labels, "classes": sampler.classes}
     batches = Batches(samples, batch, Stream(seed, "spectrum"), sampler.shape, sampler.points, **known)
     drawn = batches.labels_at(0)
-    labels = None if drawn is None else Tensor(drawn)
-    real = Tensor(sampler.seen(batches.at(0)))
-    z = sampler.draw(Stream(seed, "spectrum latents"), batch)
+    labels = None if drawn is None else tensor(drawn, device=game.device)
+    real = tensor(sampler.seen(batches.at(0)), device=game.device)
+    z = sampler.draw(Stream(seed, "spectrum latents"), batch).to(game.device)
     field = game.field(real, z, labels=labels)
     whole = field.size <= MOST
     if whole:
@@ -206,10 +210,10 @@ def _measured(
         eigenvalues = _without_twins(np.concatenate(kinds))
     with no_grad():
         fake = forward(game.generator, z, train=False, random=None, labels=labels)
-    few = None if labels is None else Tensor(labels.numpy()[:latents])
+    few = None if labels is None else labels[:latents]
     values = singular_values(
         lambda z: forward(game.generator, z, train=False, random=None, labels=few),
-        Tensor(z.numpy()[:latents]),
+        z[:latents],
     )
     with np.errstate(divide="ignore", invalid="ignore"):
         condition = float(np.median(values[:, 0] / values[:, min(z.shape[1], fake[0].size) - 1]))

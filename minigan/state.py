@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minigan import checkpoint
-from minigan.backend import Array
+from minigan.backend import Array, describe_device
 from minigan.errors import CheckpointError
 from minigan.report import LOGGED
 
@@ -26,11 +26,16 @@ class Found(NamedTuple):
 
 
 def write(path: str | os.PathLike[str], arrays: Mapping[str, Array], about: Mapping[str, Any]) -> None:
-    """Write arrays with what they belong to, as a safetensors file with digests; errors as for `checkpoint.save`."""
+    """Write arrays with what they belong to, as a safetensors file with digests; errors as for `checkpoint.save`.
+
+    Of the "device" on which they were computed it says what the bits depend on.
+    """
     import json  # where it is used: not everyone who imports minigan writes a run
 
     # One entry, so that what belongs together stays together; the environment is what the bits of a run depend on.
-    text = json.dumps({"format": FORMAT, **about, "environment": environment()}, sort_keys=True)
+    facts = dict(about)
+    where = environment(facts.pop("device", "cpu"))
+    text = json.dumps({"format": FORMAT, **facts, "environment": where}, sort_keys=True)
     checkpoint.save(path, arrays, {"minigan": text})
 
 
@@ -173,8 +178,8 @@ def differences(have: Mapping[str, Any], want: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def environment() -> dict[str, Any]:
-    """What the bits of a run depend on besides its settings."""
+def environment(device: str = "cpu") -> dict[str, Any]:
+    """What the bits of a run on a device depend on besides its settings."""
     from importlib import metadata  # slow to import, and only needed where a file is written
     from platform import machine, python_version
 
@@ -186,4 +191,5 @@ def environment() -> dict[str, Any]:
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     packages = {name: version(name) for name in ("minigan", "numpy", "numba")}
-    return {**packages, "python": python_version(), "machine": machine(), "cores": cores}
+    facts = {**packages, "python": python_version(), "machine": machine(), "cores": cores}
+    return facts | {"device": describe_device(device)}

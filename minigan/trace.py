@@ -65,7 +65,7 @@ state = State()
 
 
 class Memory:
-    """How often tensors of this process were given other memory, as on another device: captured steps hold addresses."""
+    """How often tensors were given other memory, as on another device: captured steps hold addresses."""
 
     moves = 0
 

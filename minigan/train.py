@@ -3,14 +3,15 @@
 import contextlib
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from minigan import checkpoint, program, report, settings, state
-from minigan.backend import Array, one_blas_thread
+from minigan.backend import Array, device_name, one_blas_thread
 from minigan.data import Batches
+from minigan.data.prefetch import Prefetch
 from minigan.errors import CheckpointError, ConfigError
 from minigan.game import Game
 from minigan.losses import Loss
@@ -26,6 +27,8 @@ from minigan.trace import host
 
 if TYPE_CHECKING:
     from minigan.loop import Plan
+
+Step = Callable[[Batches], dict[str, Tensor]]
 
 SMALL_PRODUCT = 2**24  # multiply-adds of the largest matrix product up to which a second thread does not pay
 # Samples of the data that those of the generator are compared with: so many, but no more numbers than that.
@@ -66,11 +69,13 @@ class GAN:
             `minigan.Game`.
         latent: what latents are drawn from, "uniform" in (-1, 1) or "normal" (0, 1).
         seed: of latents, batches, noise; the networks' weights have seeds of their own.
+        device: where all is computed, "cpu", "cuda" or "cuda:1": both networks are moved there. By default where they
+            are. Data and samples are NumPy's arrays on any device.
 
     Both networks are conditional, or none: where they have an attribute `classes`, they are called with `labels`, those
     of the real samples in training, and have to be `minigan.nn.Conditional`.
 
-    Raises: `ConfigError` for a setting outside its range.
+    Raises: `ConfigError` for a setting outside its range; `DeviceError` for a device that is not there.
 
     >>> import minigan as mg
     >>> g = mg.models.mlp_generator(latent=8, hidden=(16,), shape=(8, 8, 1))
@@ -103,8 +108,12 @@ class GAN:
         augment: str = "",
         latent: str = "uniform",
         seed: int = 0,
+        device: str | None = None,
     ) -> None:
         self._sampler = Sampler(generator, latent)
+        if device is not None:
+            for network in (generator, discriminator):
+                network.to(device_name(device))
         of_classes = [getattr(network, "classes", None) for network in (generator, discriminator)]
         if of_classes[0] != of_classes[1]:
             raise ConfigError(
@@ -144,6 +153,7 @@ class GAN:
             )
         self.ema = ema
         self._noise, self._prior = Stream(seed, "noise"), Stream(seed, "latent")
+        self._ahead: Prefetch | None = None
 
     def step(self, batches: Batches) -> dict[str, Tensor]:
         """One round of the game on the batches and random numbers of this step; gives its metrics.
@@ -152,22 +162,36 @@ class GAN:
         """
         game = self.game
         host(self._seek)
-        reals = [asarray(host(lambda k=k: self._real(batches, k))) for k in range(game.d_steps)]  # type: ignore[misc]
+        arrays = [asarray(x) for x in host(lambda: self._taken(batches), game.device)]
+        given = {
+            kind: arrays[i * game.d_steps : (i + 1) * game.d_steps]
+            for i, kind in enumerate(self._kinds(batches))
+        }
         latents = [
-            self._sampler.draw(self._prior, batches.batch)
+            self._sampler.draw(self._prior, batches.batch, game.device)
             for _ in range(game.d_steps + (not game.share_fake))
         ]
-        labels = weights = None
-        if batches.labels is not None and self._sampler.classes is not None:
-            labels = [asarray(host(lambda k=k: self._labels(batches, k))) for k in range(game.d_steps)]  # type: ignore[misc]
-        if batches.weights is not None:
-            weights = [asarray(host(lambda k=k: self._weights(batches, k))) for k in range(game.d_steps)]  # type: ignore[misc]
-        metrics = game.step(reals, latents, random=self._noise, labels=labels, weights=weights)
+        metrics = game.step(given.pop("reals"), latents, random=self._noise, **given)
         return {name: metrics[name] for name in LOGGED}
 
     def _seek(self) -> None:
         for stream in (self._prior, self._noise):
             stream.seek(self.game.steps)
+
+    def _kinds(self, batches: Batches) -> dict[str, Callable[[Batches, int], Any]]:
+        """What a step of the game is given of the data, by name, and what makes it."""
+        kinds: dict[str, Callable[[Batches, int], Any]] = {"reals": self._real}
+        if batches.labels is not None and self._sampler.classes is not None:
+            kinds["labels"] = self._labels
+        return kinds if batches.weights is None else kinds | {"weights": self._weights}
+
+    def _made(self, batches: Batches) -> list[Array]:
+        """The arrays of this round, kind by kind."""
+        return [make(batches, k) for make in self._kinds(batches).values() for k in range(self.game.d_steps)]
+
+    def _taken(self, batches: Batches) -> list[Array]:
+        """The same, if they are on their way to the device already."""
+        return self._made(batches) if self._ahead is None else self._ahead.take(self.game.steps)
 
     def _real(self, batches: Batches, k: int) -> Array:
         """The batch of the discriminator's step `k` of this round."""
@@ -308,7 +332,9 @@ class GAN:
             stack.callback(shown.close)
             if progress and self.game.share_fake:
                 report.say("one generated batch a step serves both players")
-            step = program.compile(self.step) if compile else self.step
+            step: Step = program.compile(self.step) if compile else self.step
+            if self.game.device != "cpu":
+                step = stack.enter_context(self._fetching_ahead(step, batches, compile))
             count = min(len(samples), COMPARED, max(GRID, NUMBERS // samples[0].size))
             known = {} if classes is None else {"labels": batches.labels}
             compared = Batches(samples, count, Stream(self.seed, "compared"), **known)
@@ -322,6 +348,24 @@ class GAN:
         return Run(
             loop.records, None if out is None else os.fspath(out), time.perf_counter() - begun, loop.events
         )
+
+    @contextlib.contextmanager
+    def _fetching_ahead(self, step: Step, batches: Batches, compiled: bool) -> Iterator[Step]:
+        """In the block, the step with the arrays of the next one made while it runs on the device.
+
+        A compiled step copies them by itself.
+        """
+        self._ahead = ahead = Prefetch(lambda: self._made(batches), "cpu" if compiled else self.game.device)
+
+        def both(batches: Batches) -> dict[str, Tensor]:
+            metrics = step(batches)
+            ahead.begin(self.game.steps)
+            return metrics
+
+        try:
+            yield both
+        finally:
+            self._ahead = None
 
     def _full_config(self, plan: "Plan", batches: Batches, source: str | Mapping[str, Any]) -> dict[str, Any]:
         """All settings of a run: of the GAN, of the training, and what its data is."""
@@ -409,7 +453,8 @@ class GAN:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write all weights, averages, optimiser states and counters, with the settings, to a safetensors file."""
-        state.write(path, self.game.state(), {"config": self.config(), "step": self.game.steps})
+        about = {"config": self.config(), "step": self.game.steps, "device": self.game.device}
+        state.write(path, self.game.state(), about)
 
 
 def data_digest(samples: Array, labels: Array | None = None, chances: Array | None = None) -> str:
@@ -438,23 +483,27 @@ def _newest(path: str | os.PathLike[str]) -> state.Found:
     return found
 
 
-def restore(path: str | os.PathLike[str]) -> GAN:
+def restore(path: str | os.PathLike[str], device: str = "cpu") -> GAN:
     """The GAN of a run folder, by its newest checkpoint that is whole, or of a file written by `GAN.save`.
+
+    It computes on `device`, wherever the file is from.
 
     Raises `CheckpointError` if the file is missing, damaged or not one of minigan's, or if something in its settings,
     such as a network, a loss or a schedule, is not of minigan itself (build that yourself and use `minigan.load`).
     """
     found = _newest(path)
     try:
-        gan = build(found.about["config"], limit=sum(x.size for x in found.arrays.values()))
+        gan = build(found.about["config"], limit=sum(x.size for x in found.arrays.values()), device=device)
         gan.game.load_state(found.arrays)
     except (ConfigError, CheckpointError) as error:
         raise CheckpointError(f"{found.path}: {error}") from None
     return gan
 
 
-def sampler(path: str | os.PathLike[str], raw: bool = False) -> Sampler:
+def sampler(path: str | os.PathLike[str], raw: bool = False, device: str = "cpu") -> Sampler:
     """What draws from the generator of a run folder or file: its averaged weights or, with `raw`, the last ones.
+
+    It computes on `device`, wherever the file is from.
 
     Only the generator has to be one of minigan's; otherwise errors as for `restore`.
     """
@@ -467,15 +516,17 @@ def sampler(path: str | os.PathLike[str], raw: bool = False) -> Sampler:
             config["generator"], limit=sum(x.size for x in found.arrays.values())
         )
         generator.load_state(arrays)
-        return Sampler(generator, config["latent"])
+        return Sampler(generator.to(device), config["latent"])
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{found.path}: its settings lack {error}") from None
     except (ConfigError, CheckpointError) as error:
         raise CheckpointError(f"{found.path}: {error}") from None
 
 
-def build(config: Mapping[str, Any], limit: int | None = None) -> GAN:
+def build(config: Mapping[str, Any], limit: int | None = None, device: str | None = None) -> GAN:
     """A new GAN with the settings that `GAN.config` gave. Names are looked up in minigan's own tables only.
+
+    device: as for `GAN`: it is not among the settings, as a run may go on on another one.
 
     Raises `ConfigError` for a name or setting that does not exist, and for networks of more than `limit` weights,
     before they are made.
@@ -487,4 +538,4 @@ def build(config: Mapping[str, Any], limit: int | None = None) -> GAN:
     >>> build(gan.config()).config() == gan.config()
     True
     """
-    return GAN(**settings.arguments(config, limit))
+    return GAN(**settings.arguments(config, limit), device=device)

@@ -38,8 +38,8 @@ class Shrinking(Sampler):
         super().__init__(generator, latent)
         self.game, self.start = game, start
 
-    def draw(self, stream: Stream, count: int) -> Tensor:
-        return super().draw(stream, count) * asarray(host(self._scale))
+    def draw(self, stream: Stream, count: int, device: str = "cpu") -> Tensor:
+        return super().draw(stream, count, device) * asarray(host(self._scale, device))
 
     def _scale(self) -> Array:
         return np.full((1, 1), SHRUNK if self.game.steps >= self.start else 1.0, self.dtype)

@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from minigan.backend import Array
+from minigan.backend import Array, moved
 from minigan.errors import ConfigError, DataError, ShapeError
 from minigan.nn import Sequential
-from minigan.nn.module import forward
+from minigan.nn.module import device_of_all, forward
 from minigan.tape import jvp, no_grad
-from minigan.tensor import Tensor, TensorLike, lift
+from minigan.tensor import Tensor, TensorLike, lift, tensor
 
 MOST = 5000  # features of a covariance, which then takes 200 MB
 
@@ -19,15 +19,16 @@ def features(network: Sequential, x: TensorLike, labels: TensorLike | None = Non
     """The feature functions of a network at some samples: what each layer makes of x (N, ...), by name.
 
     The names are those of `network.state()`, with the layer's class: "layers.0 Conv". The network computes as outside
-    of training.
+    of training, on its device, to which arrays are copied.
 
     >>> import minigan as mg
     >>> found = mg.analysis.features(mg.models.mlp_discriminator((3,), (8,)), np.zeros((5, 3), np.float32))
     >>> {name: x.shape for name, x in found.items()}
     {'layers.0 Flatten': (5, 3), 'layers.1 Dense': (5, 8), 'layers.2 Activation': (5, 8), 'layers.3 Dense': (5, 1)}
     """
-    y, found = lift(x), {}
-    given = None if labels is None else lift(labels)
+    device, found = device_of_all(network), {}
+    y = lift(x) if isinstance(x, Tensor) else tensor(x, device=device)
+    given = labels if labels is None or isinstance(labels, Tensor) else tensor(labels, device=device)
     with no_grad():
         for k, layer in enumerate(network.layers):
             y = forward(layer, y, train=False, random=None, labels=given)
@@ -119,12 +120,12 @@ def singular_values(function: Callable[[Tensor], Tensor], z: TensorLike) -> Arra
     for k in range(latents.shape[1]):
         tangent = np.zeros(latents.shape, latents.dtype)
         tangent[:, k] = 1
-        _, moved = jvp(function, latents, Tensor(tangent))
-        if moved.ndim < 2 or moved.shape[0] != latents.shape[0]:
+        _, change = jvp(function, latents, Tensor(moved(tangent, latents.device)))
+        if change.ndim < 2 or change.shape[0] != latents.shape[0]:
             raise ShapeError(
-                f"singular_values: the function gives {moved.shape} for latents {latents.shape}, expected (N, ...)"
+                f"singular_values: the function gives {change.shape} for latents {latents.shape}, expected (N, ...)"
             )
-        columns.append(moved.numpy().reshape(len(tangent), -1).astype(np.float64))
+        columns.append(change.numpy().reshape(len(tangent), -1).astype(np.float64))
     found = np.linalg.svd(np.stack(columns, 2), compute_uv=False)
     return np.pad(found, ((0, 0), (0, latents.shape[1] - found.shape[1])))
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from minigan.backend import Array
+from minigan.backend import Array, moved, zeros_like
 from minigan.errors import ConfigError, DataError, ShapeError
 from minigan.extras import needs
 from minigan.program import compile
@@ -56,7 +56,7 @@ class Field:
                     raise ConfigError(f"a player's loss is a scalar, got shape {loss.shape}")
                 self._field += [-slope for slope in grad(loss, list(own), create_graph=True)]
             # v'ᵀ u is linear in u, whatever u is: its derivative for u, pulled back along t, is v' t.
-            self._u = [Tensor(np.zeros_like(v.array)) for v in self._field]
+            self._u = [Tensor(zeros_like(v.array)) for v in self._field]
             self._pulled = grad(self._field, self.parameters, self._u, create_graph=True)
 
     def vector(self) -> Array:
@@ -143,7 +143,7 @@ class Field:
         ends = np.cumsum([p.size for p in self.parameters])[:-1]
         pieces = np.split(given, ends)
         return [
-            Tensor(np.array(piece.reshape(p.shape), p.dtype))
+            Tensor(moved(np.array(piece.reshape(p.shape), p.dtype), p.device))
             for piece, p in zip(pieces, self.parameters, strict=True)
         ]
 

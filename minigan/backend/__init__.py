@@ -36,6 +36,34 @@ def device_name(device: str | None) -> str:
     return f"cuda:{cuda.number(str(device))}"
 
 
+def usable_device(device: str) -> tuple[str, str]:
+    """The full name of a device on which a kernel could be run, and "".
+
+    For "auto" that of a GPU if one can be used, and else "cpu" with the reason, "" if CuPy is not installed; it does
+    not fail. `DeviceError`, with the reason, for another one that cannot be used.
+
+    >>> from minigan.backend import usable_device
+    >>> usable_device("cpu")
+    ('cpu', '')
+    """
+    if device == "auto" and not cuda.installed():
+        return "cpu", ""
+    try:
+        name = device_name("cuda" if device == "auto" else device)
+        if name != "cpu":
+            cuda.try_out(name)
+    except DeviceError as error:
+        if device != "auto":
+            raise
+        return "cpu", str(error)
+    return name, ""
+
+
+def describe_device(device: str) -> str:
+    """What the bits of a computation depend on: "cpu", or what card it is."""
+    return "cpu" if device == "cpu" else cuda.describe(device)
+
+
 def device_of(array: Array) -> str:
     """Where an array is: "cpu", "cuda:0" and so on."""
     return cuda.device_of(array) if cuda.is_on_device(array) else "cpu"

@@ -9,8 +9,10 @@ call raises the first error again, and nothing is saved from it.
 import contextlib
 import functools
 import importlib
+import importlib.util
 import os
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -32,7 +34,7 @@ class _State:
 
 
 def _after_fork() -> None:
-    if _State.active:
+    if _module.cache_info().currsize:  # which has asked CUDA how many cards there are
         _State.dead = (
             "this process was forked after its parent had begun to use the GPU, which CUDA does not allow:"
             " start processes by the method 'spawn', or use the GPU in the children only"
@@ -118,9 +120,53 @@ def on(device: str) -> Iterator[Any]:
             yield cupy
     except cupy.cuda.memory.OutOfMemoryError as error:
         raise DeviceError(f"{device}: {error}") from None
-    except cupy.cuda.runtime.CUDARuntimeError as error:
+    except _failures() as error:
         _State.dead = f"{device} failed, and with it all that this process has there: {error}"
         raise DeviceError(_State.dead) from None
+
+
+@functools.cache
+def _failures() -> tuple[type[Exception], ...]:
+    """What CuPy raises where a call of CUDA, which may be a later one, tells that something has failed."""
+    cuda = _module().cuda
+    return cuda.runtime.CUDARuntimeError, cuda.driver.CUDADriverError, cuda.cublas.CUBLASError
+
+
+def dead() -> bool:
+    """Whether a device has failed, so that nothing can be read from it any more."""
+    return bool(_State.dead)
+
+
+def describe(device: str) -> str:
+    """What the bits of a computation there depend on: the card, and CuPy's version.
+
+    Not the card's number: equal cards compute the same.
+    """
+    with on(device) as cupy:
+        name = cupy.cuda.runtime.getDeviceProperties(int(device[5:]))["name"].decode()
+        return f"cuda, {name}, CuPy {cupy.__version__}"
+
+
+def installed() -> bool:
+    """Whether there is a module CuPy, which is not imported to find out."""
+    return "cupy" in sys.modules or importlib.util.find_spec("cupy") is not None
+
+
+TRIAL = 'extern "C" __global__ void trial(int* x, long long value) { *x = (int)value; }'
+
+
+def try_out(device: str) -> None:
+    """Compile and run a kernel; `DeviceError` with the reason where that is not possible."""
+    (x,) = empty([((), np.int32)], device)
+    try:
+        launch(device, "trial", TRIAL, 1, 1, (address(x), 42))
+        found = int(fetch(x))
+    except DeviceError:
+        raise
+    except Exception as error:  # NVRTC is missing, or too old for the card: CuPy raises what its loader does
+        raise DeviceError(f"{device}: kernels cannot be compiled: {' '.join(str(error).split())}") from None
+    if found != 42:
+        raise DeviceError(f"{device}: a kernel that writes 42 has written {found}")
 
 
 # Memory and copies
@@ -246,6 +292,54 @@ def gemm(
 def set_tf32(on_or_off: bool) -> None:
     """Let products of float32 matrices round their factors to 10 bits, which is faster where the card can do it."""
     _State.tf32 = on_or_off
+
+
+# Copies beside the computation
+
+
+def stream(device: str) -> Any:
+    """A stream that does not wait for others."""
+    with on(device) as cupy:
+        return cupy.cuda.Stream(non_blocking=True)
+
+
+def pinned(spec: Spec, device: str) -> Array:
+    """A NumPy array in memory from which a device copies by itself, uninitialised."""
+    shape, dtype = spec
+    count = int(np.prod(shape, dtype=np.int64))
+    with on(device) as cupy:
+        memory = cupy.cuda.alloc_pinned_memory(max(1, count * np.dtype(dtype).itemsize))
+    return np.frombuffer(memory, dtype, count).reshape(shape)
+
+
+def record(device: str) -> Any:
+    """An event that happens when all that is in the current stream now is done."""
+    with on(device) as cupy:
+        return cupy.cuda.get_current_stream().record()
+
+
+def wait(device: str, event: Any) -> None:
+    """Wait until an event has happened."""
+    with on(device):
+        event.synchronize()
+
+
+def wait_in_stream(device: str, event: Any) -> None:
+    """Let what is put into the current stream from now on wait for an event."""
+    with on(device) as cupy:
+        cupy.cuda.get_current_stream().wait_event(event)
+
+
+def copy_beside(device: str, beside: Any, pairs: Sequence[tuple[Any, Array]], after: Any) -> Any:
+    """Let another stream copy from pinned memory to arrays of the device after an event; gives that of the end."""
+    with on(device) as cupy, beside:
+        beside.wait_event(after)
+        runtime = cupy.cuda.runtime
+        for there, own in pairs:
+            runtime.memcpyAsync(
+                address(there), own.ctypes.data, own.nbytes, runtime.memcpyHostToDevice, beside.ptr
+            )
+        return beside.record()
 
 
 def synchronize(device: str) -> None:

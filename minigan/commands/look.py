@@ -7,7 +7,19 @@ from typing import Annotated, Any
 import numpy as np
 
 from minigan import evaluate, folder, presets, report, settings, spectra, state
-from minigan.commands.options import DataDir, Debug, Run, choice, clean, in_a_folder, not_empty, note, option
+from minigan.commands.options import (
+    DataDir,
+    Debug,
+    Device,
+    Run,
+    choice,
+    clean,
+    in_a_folder,
+    not_empty,
+    note,
+    option,
+    usable,
+)
 from minigan.errors import CheckpointError, ConfigError
 from minigan.files import replacing
 from minigan.pictures import image_grid, points_plot, save_png
@@ -34,6 +46,7 @@ def sample(
     interpolate: Annotated[
         bool, option(f"In rows of {COLUMNS}, each from one latent to another.", "--interpolate")
     ] = False,
+    device: Device = "cpu",
     debug: Debug = False,
 ) -> None:
     """Draw samples from a trained generator: images (N, H, W, C) in [0, 1], or points (N, P)."""
@@ -42,7 +55,7 @@ def sample(
     if suffix not in (".png", ".npz"):
         raise ConfigError(f"--out {out}: expected a name that ends in .png (a picture) or .npz (an array)")
     in_a_folder(out=out)
-    source = sampler(run, raw=raw)
+    source = sampler(run, raw=raw, device=usable(device))
     if interpolate:
         rows = -(-n // COLUMNS)
         samples, labels = source.interpolate(rows, COLUMNS, seed, label), source.labels(rows, label)
@@ -80,11 +93,13 @@ def measure(
         str | None, option("Write a .png of the samples most like copies, beside the nearest of the data.")
     ] = None,
     resamples: Annotated[int, option("Random halves, for the intervals.", least=2)] = 20,
+    device: Device = "cpu",
     debug: Debug = False,
 ) -> None:
     """Measure how good the samples of a run are: distances to the data, precision and recall, classes, copies."""
     not_empty(RUN=run, data=source, data_dir=data_dir, json=json_file, picture=picture)
     options: dict[str, Any] = {"features": features, "n": n, "seed": seed, "raw": raw, "resamples": resamples}
+    options["device"] = usable(device)
     with report.stages() as progress:
         lines = evaluate.evaluate(
             run, source, data_dir, json_file=json_file, picture=picture, progress=progress, **options
@@ -101,12 +116,13 @@ def spectrum(
     out: Annotated[str, option("A picture of the eigenvalues.")] = "spectrum.png",
     file: Annotated[str | None, option("A file for all numbers.", "--json")] = None,
     data_dir: DataDir = None,
+    device: Device = "cpu",
     debug: Debug = False,
 ) -> None:
     """Show where a game is going at each checkpoint: eigenvalues of simultaneous gradient descent, and ranks."""
     not_empty(RUN=run, out=out, json=file, data_dir=data_dir)
     in_a_folder(out=out, json=file)
-    found = list(spectra.along(run, data_dir=data_dir, note=note, count=count))
+    found = list(spectra.along(run, data_dir=data_dir, device=usable(device), note=note, count=count))
     for line in spectra.lines(found):
         say(line)
     if file:

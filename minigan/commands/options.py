@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from minigan.backend import usable_device
 from minigan.errors import ConfigError
 from minigan.report import say
 
@@ -28,6 +29,9 @@ def choice(help: str, names: Sequence[str]) -> Any:
 # `main` looks for it itself, because errors before a command begins obey it too; here it is for the help.
 Debug = Annotated[bool, typer.Option("--debug", help="On an error, print the traceback.")]
 DataDir = Annotated[str | None, typer.Option(help="Where the files of data sets with a name are.")]
+Device = Annotated[
+    str, choice("Where to compute; auto: on a GPU if there is one.", ("auto", "cpu", "cuda", "cuda:N"))
+]
 Run = Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT", help="A run folder, or a checkpoint file.")]
 
 
@@ -44,6 +48,14 @@ def in_a_folder(**files: str | None) -> None:
     for option, name in files.items():
         if name and not os.path.isdir(os.path.dirname(name) or "."):
             raise ConfigError(f"--{option} {name}: there is no folder {os.path.dirname(name)}")
+
+
+def usable(device: str) -> str:
+    """The full name of the device that was asked for; says why auto is the CPU where CuPy is installed."""
+    name, reason = usable_device(device)
+    if reason:
+        note(f"device auto is the CPU: {reason}")
+    return name
 
 
 def without_none(values: Mapping[str, Any]) -> dict[str, Any]:

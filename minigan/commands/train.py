@@ -9,8 +9,19 @@ from typing import Annotated, Any
 
 import typer
 
-from minigan import backend, checkpoint, data, folder, presets, state
-from minigan.commands.options import DataDir, Debug, among, choice, fail, not_empty, option, without_none
+from minigan import checkpoint, data, folder, presets, state
+from minigan.commands.options import (
+    DataDir,
+    Debug,
+    Device,
+    among,
+    choice,
+    fail,
+    not_empty,
+    option,
+    usable,
+    without_none,
+)
 from minigan.data.sampler import SAMPLINGS
 from minigan.errors import CheckpointError, ConfigError, DataError
 from minigan.guard import POLICIES
@@ -67,7 +78,7 @@ def train(
         str | None,
         option("Go on with a run; auto: with the one in --out, if there is one.", metavar="RUN|auto"),
     ] = None,
-    device: Annotated[str, choice("Where to compute.", ("auto", "cpu", "cuda"))] = "auto",
+    device: Device = "auto",
     sample_every: Annotated[int | None, option("Steps between two pictures.", least=1)] = None,
     save_every: Annotated[int | None, option("Steps between two checkpoints.", least=1)] = None,
     on_nonfinite: Annotated[str | None, choice("What follows a NaN or an infinity.", POLICIES)] = None,
@@ -78,8 +89,8 @@ def train(
     debug: Debug = False,
 ) -> int:
     """Train a GAN. Pictures, curves, metrics and weights go to a run folder; what is not given is as in the preset."""
-    backend.device_name(None if device == "auto" else device)
-    not_empty(PRESET=preset, data=source, data_dir=data_dir, out=out, resume=resume)
+    not_empty(PRESET=preset, data=source, data_dir=data_dir, out=out, resume=resume, device=device)
+    device = usable(device)
     name, table = _settings(preset, out, resume, source)
     table = presets.assigned(table, given or ())
     plan: dict[str, Any] = {"steps": steps, "batch": batch, "on_nonfinite": on_nonfinite}
@@ -103,13 +114,13 @@ def train(
     labels = found.labels if balanced or config["generator"]["classes"] is not None else None
     if not resume:
         _check_repeated(name, config, found._replace(labels=labels))
-    gan, training = build(config), config["training"]
+    gan, training = build(config, device=device), config["training"]
     folder.needed()  # before a folder is made
     with _run_folder(name, out, resume) as path:
         before = _step(path) if resume else None
         say(
             f"{name}: {len(found.samples):,} samples, {training['steps']:,} steps of batch {training['batch']},"
-            f" seed {config['seed']}; run folder {path}"
+            f" seed {config['seed']}, on {device}; run folder {path}"
         )
         try:
             run = gan.fit(

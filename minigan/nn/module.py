@@ -110,7 +110,9 @@ class Module(ABC):
         for name, x in state.items():
             reads(x.array, "to()")
             if x.node is not None:
-                raise GraphError(f"{name}, shape {x.shape}, is a recorded result: make a leaf by minigan.tensor")
+                raise GraphError(
+                    f"{name}, shape {x.shape}, is a recorded result: make a leaf by minigan.tensor"
+                )
         arrays = [moved(x.array, wanted) for x in state.values()]
         for x, array in zip(state.values(), arrays, strict=True):
             replace(x, array)
