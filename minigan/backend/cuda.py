@@ -149,7 +149,9 @@ def describe(device: str) -> str:
 
 def installed() -> bool:
     """Whether there is a module CuPy, which is not imported to find out."""
-    return "cupy" in sys.modules or importlib.util.find_spec("cupy") is not None
+    if "cupy" in sys.modules:
+        return sys.modules["cupy"] is not None
+    return importlib.util.find_spec("cupy") is not None
 
 
 TRIAL = 'extern "C" __global__ void trial(int* x, long long value) { *x = (int)value; }'

@@ -32,6 +32,14 @@ class CUDARuntimeError(RuntimeError):
     """As `cupy.cuda.runtime.CUDARuntimeError`."""
 
 
+class CUDADriverError(RuntimeError):
+    """As `cupy.cuda.driver.CUDADriverError`, which launches of kernels raise."""
+
+
+class CUBLASError(RuntimeError):
+    """As `cupy.cuda.cublas.CUBLASError`."""
+
+
 class OutOfMemoryError(MemoryError):
     """As `cupy.cuda.memory.OutOfMemoryError`."""
 
@@ -87,10 +95,10 @@ def reset():
     launches.clear()
 
 
-def _check():
+def _check(error=CUDARuntimeError):
     fault = cards[_state.device].fault
     if fault:
-        raise CUDARuntimeError(fault)
+        raise error(fault)
 
 
 def alloc(size):
@@ -419,7 +427,7 @@ class RawKernel:
         self.count = len(parameters.split(",")) if parameters.strip() else 0
 
     def __call__(self, grid, block, args, *, shared_mem=0):
-        _check()
+        _check(CUDADriverError)
         if len(args) != self.count:
             raise ValueError(f"{self.name}: {len(args)} arguments for {self.count} parameters")
         (blocks, *more), (threads, *deeper) = grid, block
@@ -517,6 +525,7 @@ cublas = types.SimpleNamespace(
     CUBLAS_OP_N=0,
     CUBLAS_OP_T=1,
     CUBLAS_DEFAULT_MATH=0,
+    CUBLASError=CUBLASError,
     sgemm=_plain(np.float32),
     dgemm=_plain(np.float64),
     sgemmStridedBatched=functools.partial(_gemm, np.float32),
@@ -561,6 +570,7 @@ cuda = types.SimpleNamespace(
     alloc_pinned_memory=alloc_pinned_memory,
     cublas=cublas,
     device=types.SimpleNamespace(get_cublas_handle=lambda: 1),
+    driver=types.SimpleNamespace(CUDADriverError=CUDADriverError),
     get_current_stream=get_current_stream,
     get_elapsed_time=get_elapsed_time,
     memory=types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
