@@ -217,9 +217,9 @@ def test_an_overflow_in_the_generators_half(plain, monkeypatch):
     gan.step(data)
     draw = gan._sampler.draw
 
-    def drawn(stream, count):
+    def drawn(stream, count, device):
         draws.append(0)
-        return draw(stream, count) * (1e30 if len(draws) % 2 == 0 else 1.0) * 1e30
+        return draw(stream, count, device) * (1e30 if len(draws) % 2 == 0 else 1.0) * 1e30
 
     monkeypatch.setattr(gan._sampler, "draw", drawn)
     monkeypatch.setattr(gan, "_prior", Stream(0, "latent"))

@@ -104,8 +104,8 @@ def bad_latent(value: float, at: int) -> Plant:
         real = gan._sampler.draw
         drawn = []
 
-        def changed(stream: Stream, count: int) -> mg.Tensor:
-            array = real(stream, count).numpy().copy()
+        def changed(stream: Stream, count: int, device: str) -> mg.Tensor:
+            array = real(stream, count, device).numpy().copy()
             drawn.append(0)
             if gan.game.steps == at and len(drawn) % 2 == 0:  # the generator's own
                 array[0, 0] = value
