@@ -59,6 +59,7 @@ class State(threading.local):
 
     recording = True
     recorder: Recorder | None = None
+    meanwhile: Callable[[], None] = staticmethod(lambda: None)  # what can be done while a device works
 
 
 state = State()

@@ -23,7 +23,7 @@ from minigan.penalties import Penalty
 from minigan.report import LOGGED, Record
 from minigan.sampling import Sampler, positive
 from minigan.tensor import Tensor, asarray
-from minigan.trace import host
+from minigan.trace import host, state as of_thread
 
 if TYPE_CHECKING:
     from minigan.loop import Plan
@@ -353,7 +353,7 @@ class GAN:
     def _fetching_ahead(self, step: Step, batches: Batches, compiled: bool) -> Iterator[Step]:
         """In the block, the step with the arrays of the next one made while it runs on the device.
 
-        A compiled step copies them by itself.
+        A compiled step copies them by itself, and waits until it is done.
         """
         self._ahead = ahead = Prefetch(lambda: self._made(batches), "cpu" if compiled else self.game.device)
 
@@ -362,10 +362,11 @@ class GAN:
             ahead.begin(self.game.steps)
             return metrics
 
+        before, of_thread.meanwhile = of_thread.meanwhile, lambda: ahead.begin(self.game.steps)
         try:
             yield both
         finally:
-            self._ahead = None
+            self._ahead, of_thread.meanwhile = None, before
 
     def _full_config(self, plan: "Plan", batches: Batches, source: str | Mapping[str, Any]) -> dict[str, Any]:
         """All settings of a run: of the GAN, of the training, and what its data is."""

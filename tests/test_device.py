@@ -155,7 +155,9 @@ def read_ahead(steps: int = 7) -> tuple[list[Any], list[Any]]:
     ahead, found = Prefetch(make, "cuda:0"), []
     for step in range(steps):
         x, y = ahead.take(step)
-        found.append((-Tensor(x), -mg.asarray(y)))  # nothing else: to make a constant of the device is to wait
+        found.append(
+            (-Tensor(x), -mg.asarray(y))
+        )  # nothing else: to make a constant of the device is to wait
         ahead.begin(step + 1)
     read = [(x.numpy().copy(), y.numpy().copy()) for x, y in found]
     return read, [(np.full((3, 5), -float(n)), np.full(4, -10.0 * n)) for n in range(steps)]

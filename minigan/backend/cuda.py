@@ -305,13 +305,10 @@ def stream(device: str) -> Any:
         return cupy.cuda.Stream(non_blocking=True)
 
 
-def pinned(spec: Spec, device: str) -> Array:
-    """A NumPy array in memory from which a device copies by itself, uninitialised."""
-    shape, dtype = spec
-    count = int(np.prod(shape, dtype=np.int64))
+def pinned(nbytes: int, device: str) -> Array:
+    """Bytes of the host's memory that a device copies from and to by itself, while Python goes on."""
     with on(device) as cupy:
-        memory = cupy.cuda.alloc_pinned_memory(max(1, count * np.dtype(dtype).itemsize))
-    return np.frombuffer(memory, dtype, count).reshape(shape)
+        return np.frombuffer(cupy.cuda.alloc_pinned_memory(max(nbytes, 1)), np.uint8)[:nbytes]
 
 
 def record(device: str) -> Any:

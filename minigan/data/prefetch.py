@@ -54,7 +54,9 @@ class Prefetch:
             self._filled = 0
 
     def begin(self, number: int) -> None:
-        """Make the arrays of step `number` and begin to copy them; returns while they are on their way."""
+        """Make the arrays of step `number`, unless they are there, and begin to copy them; does not wait."""
+        if number == self._number:
+            return
         arrays = list(self.make())
         if self.device == "cpu":
             self._number, self._found = number, arrays
@@ -76,13 +78,12 @@ class Prefetch:
 
     def take(self, number: int) -> list[Any]:
         """The arrays of step `number`, on the device for all that the current stream does from now on."""
-        if number != self._number:
-            self.begin(number)
+        self.begin(number)
         if self.device != "cpu":
             self._read = cuda.record(self.device)
             cuda.wait_in_stream(self.device, self._copied[self._filled])
         return self._found
 
     def _buffers(self, arrays: list[Array]) -> _Set:
-        specs = [(x.shape, x.dtype) for x in arrays]
-        return _Set([cuda.pinned(spec, self.device) for spec in specs], list(cuda.empty(specs, self.device)))
+        own = [cuda.pinned(x.nbytes, self.device).view(x.dtype).reshape(x.shape) for x in arrays]
+        return _Set(own, list(cuda.empty([(x.shape, x.dtype) for x in arrays], self.device)))
