@@ -2,6 +2,7 @@
 arithmetic and comparison, and the functions over the linear primitives. Every other operation is in `minigan.ops`.
 """
 
+import contextlib
 import math
 import sys
 import warnings
@@ -246,9 +247,7 @@ class Tensor(Value):
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         if self.device != "cpu":
-            raise DeviceError(
-                f"a tensor on {self.device} does not become a NumPy array by itself: use .numpy(), which copies it"
-            )
+            raise DeviceError(f"a tensor on {self.device} becomes a NumPy array by .numpy() only")
         return np.array(self.numpy(), dtype=dtype, copy=copy)
 
     def __dlpack__(self, **options: Any) -> Any:
@@ -370,15 +369,11 @@ def _named(convert: Any, *values: Any) -> Tensor:
 def _weak(x: TensorLike, other: TensorLike) -> Tensor:
     if not isinstance(x, (bool, int, float, np.generic)) or not isinstance(other, Tensor):
         return tensor(x)
-    if isinstance(x, np.generic):
-        number = native(x)
-    elif other.dtype in FLOATS:
-        number = np.array(x, other.dtype)
-    else:
-        try:
-            number = np.array(x, np.result_type(other.dtype, x))
-        except OverflowError:  # a number that the labels' dtype does not have: comparisons widen it
-            number = native(x)
+    number = native(x)
+    if not isinstance(x, np.generic):
+        # A number that the labels' dtype does not have stays what it is: comparisons widen it.
+        with contextlib.suppress(OverflowError):
+            number = np.array(x, other.dtype if other.dtype in FLOATS else np.result_type(other.dtype, x))
     return Tensor(constant(number, other.array))
 
 
