@@ -7,7 +7,7 @@ import emulator
 import numpy as np
 import pytest
 from harness import draw_arrays, with_edges
-from hypothesis import HealthCheck, Phase, given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 import minigan as mg
 from minigan.backend import FLOATS, cuda
@@ -16,18 +16,10 @@ from minigan.cuda.reduce import State, layout_of, text
 from minigan.cuda.sort import TILE
 from minigan.linear import CAST
 from minigan.registry import primitives
-from minigan.tape import Sample, apply
+from minigan.tape import apply
 
 pytestmark = pytest.mark.skipif(emulator.COMPILER is None, reason="the card in software needs g++")
 
-QUICK = settings(
-    max_examples=40,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    phases=(Phase.generate,),
-    suppress_health_check=list(HealthCheck),
-)
 ALONG_AXES = ("sum", "mean", "max", "min", "norm", "logsumexp", "softmax")
 NAMES = (*ALONG_AXES, "argmax", "argsort", "cumsum", "all_finite")
 BY_NAME = {p.name: p for p in primitives() if p.name in NAMES}
@@ -108,16 +100,6 @@ def test_samples_with_edges(name):
             check(name, sample.attributes, *[with_edges(a, sample, random) for a in arrays])
 
 
-@st.composite
-def cases(draw):
-    """A name, a shape, axes, a layout, a dtype and a seed."""
-    name = draw(st.sampled_from(NAMES))
-    sizes = st.sampled_from((0, 1, 2, 5, 33, 400))
-    shape = draw(st.lists(sizes, max_size=3).filter(lambda s: math.prod(s) < 50_000).map(tuple))
-    axes = draw(st.sets(st.sampled_from(range(len(shape))))) if shape else set()
-    return name, shape, tuple(sorted(axes)), *(draw(st.sampled_from(s)) for s in (LAYOUTS, FLOATS, range(99)))
-
-
 def attributes_of(name, shape, axes, random):
     """The attributes of a call that reduces these axes, or `None` where it may not."""
     if name == "all_finite":
@@ -145,19 +127,37 @@ def drawn(random, shape, dtype, edges):
     return array
 
 
-@QUICK
-@given(cases())
-def test_any_shape_axes_and_layout(case):
-    name, shape, axes, layout, dtype, seed = case
-    random = np.random.default_rng(seed)
+def check_drawn(name, seed):
+    """Any shape, axes and layout, each dtype, without and with edges; inputs stay as they are."""
+    random = np.random.default_rng([seed, *name.encode()])
+    shape = tuple(random.choice((1, 2, 5, 33, 300), random.integers(4)).tolist())
+    if random.random() < 0.1 and shape:
+        shape = (*shape[:-1], 0)
+    if math.prod(shape) > 30_000:
+        shape = shape[1:]
+    axes = tuple(a for a in range(len(shape)) if random.integers(2))
     attributes = attributes_of(name, shape, axes, random)
     if attributes is None:
         return
+    layout, dtype = LAYOUTS[random.integers(len(LAYOUTS))], FLOATS[random.integers(2)]
     for edges in (False, True):
         x = there(drawn(random, shape, dtype, edges), layout)
         before = x.numpy().copy()
         check(name, attributes, x)
         np.testing.assert_array_equal(x.numpy(), before)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_shape_axes_and_layout(name):
+    for seed in range(3):
+        check_drawn(name, seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_many_shapes_axes_and_layouts(name):
+    for seed in range(3, 60):
+        check_drawn(name, seed)
 
 
 # Each way that threads are laid out: shape, axes, launches of one number a row.
@@ -175,7 +175,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("name", ["sum", "logsumexp", "softmax"])
+@pytest.mark.parametrize("name", ["sum", "softmax"])
 def test_every_layout_of_threads(name, way):
     shape, axes, launches = WAYS[way]
     random = np.random.default_rng(3)
@@ -190,8 +190,16 @@ def test_every_layout_of_threads(name, way):
     check(name, attributes, x)
 
 
-@pytest.mark.parametrize("name", ["mean", "max", "min", "norm", "argmax"])
-@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("mean", "float32"),
+        ("max", "float64"),
+        ("norm", "float32"),
+        ("norm", "float64"),
+        ("argmax", "float32"),
+    ],
+)
 def test_long_rows_in_parts(name, dtype):
     random = np.random.default_rng(4)
     x = drawn(random, (2, 9_000), dtype, edges=False)
@@ -208,7 +216,7 @@ def test_long_rows_in_parts(name, dtype):
 def test_blocks_take_several_groups_of_rows(name):
     """A grid has a largest size, from which on blocks come back for more; so they do here, in a small one."""
     random = np.random.default_rng(10)
-    for shape, axis in (((9, 300), 1), ((300, 90), 0), ((2, 9_000), 1)):
+    for shape, axis in (((9, 300), 1), ((300, 90), 0)):
         x = drawn(random, shape, np.float32, edges=False)
         attributes = attributes_of(name, shape, (axis,), random)
         expected = check(name, attributes, x)
@@ -319,7 +327,7 @@ CASTS = pytest.mark.skipif(CAST.cuda is None, reason="the rule casts a mask, whi
 def test_derivatives_are_those_of_the_cpu(name):
     random = np.random.default_rng(8)
     primitive = BY_NAME[name]
-    for sample in [s for s in primitive.samples if isinstance(s, Sample)][:3]:
+    for sample in primitive.samples[:2]:
         (x,) = draw_arrays(sample, random, np.float64)
         v = random.normal(size=primitive.infer(x, **sample.attributes)[0][0])
 
