@@ -1,4 +1,4 @@
-"""Products and convolutions on a GPU, on the emulated one: against the CPU's, in every layout, parted in every way."""
+"""Products and convolutions on a GPU, here one in software: against the CPU's, in every layout, parted in every way."""
 
 import itertools
 import sys
@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 import minigan as mg
 from minigan import ops
+from minigan.backend import cuda
 from minigan.cuda import conv as on_gpu, product
 from minigan.cuda.launch import Launch, Product, scratch_of
 from minigan.linear import MATMUL
@@ -21,9 +22,7 @@ from minigan.ops.conv import CONV, CONV_TRANSPOSE, CONV_WEIGHT
 from minigan.ops.shape import _einsum
 from minigan.tape import Primitive, apply
 
-if emulator.COMPILER is None:
-    pytest.skip("the emulated GPU compiles kernels with g++, which is not here", allow_module_level=True)
-sys.modules["cupy"] = emulator
+pytestmark = pytest.mark.skipif(emulator.COMPILER is None, reason="the card in software needs g++")
 
 TRIAD = (CONV, CONV_TRANSPOSE, CONV_WEIGHT)
 PRIMITIVES = (MATMUL, _einsum, *TRIAD)
@@ -38,18 +37,36 @@ PROPERTY = settings(
 )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def card() -> Iterator[None]:
+    """The card in software in CuPy's place."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "cupy", emulator)
+        forget()
+        yield
+        emulator.reset()
+    forget()
+
+
+def forget() -> None:
+    """Let the package look for CuPy anew, as in a process where no array was put on a device."""
+    for cached in (cuda._module, cuda._kernel, cuda.constant):
+        cached.cache_clear()
+    cuda._State.active = False
+
+
 def placed(array: np.ndarray, layout: str) -> tuple[np.ndarray, mg.Tensor]:
     """An array, and a tensor on the GPU with its values in that layout; NaN lies between and around them."""
     if layout == "repeated":
         array = np.broadcast_to(array[: 1 if array.ndim else None], array.shape)
         view = mg.tensor(array[:1], device="cuda").array
-        return array, mg.Tensor(emulator.broadcast_to(view, array.shape))
+        return array, mg.Tensor(cuda.broadcast_to(view, array.shape))
     if layout == "overlapping" and array.size and array.ndim > 1:  # each row is the one before, one place on
         rows, columns = array.shape[-2:]
         line = np.resize(array, (*array.shape[:-2], rows + columns - 1))
         there = mg.tensor(line, device="cuda").array
         strides = (*there.strides, there.strides[-1])
-        view = emulator.ndarray(array.shape, array.dtype, there.data, strides)
+        view = cuda.within(there, 0, array.shape, array.dtype, strides)
         return np.lib.stride_tricks.as_strided(line, array.shape, strides).copy(), mg.Tensor(view)
     if layout == "backwards":  # the first axis alone
         first = (slice(None, None, -1),) if array.ndim else ()

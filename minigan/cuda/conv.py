@@ -70,9 +70,9 @@ class _Triad(NamedTuple):
         return [*sizes, self.w.shape[2], self.w.shape[3] // self.groups]
 
     def number(self, n: int) -> str:
-        """The type of the numbers of n elements, of pixels, and of places on an axis."""
+        """The type of the numbers of n elements, of pixels, and of places on an axis, padding and strides included."""
         reach = max(self.x.shape[1:3]) + max(before for before, _ in self.padding)
-        return index_type(max(n, self.pixels, math.prod(self.x.shape), reach))
+        return index_type(max(n, self.pixels, reach, *self.stride))
 
     def launch(self, name: str, n: int, source: tuple[Any, ...], words: Sequence[Word]) -> Launch:
         """The kernel of that name for n elements; `words` are those before n, which `PARAMETERS` follow."""
