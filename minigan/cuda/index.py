@@ -253,7 +253,14 @@ def _picked(
 
 
 def take(outs: Sequence[Spec], inputs: Sequence[Spec], axis: int, negative: bool = True) -> Plan:
-    """The kernel that copies slices along an axis."""
+    """The kernel that copies slices along an axis.
+
+    >>> import numpy as np
+    >>> from minigan.cuda.index import take
+    >>> (launch,) = take([np.empty((2, 3))], [np.ones((4, 3)), np.array([2, 0])], axis=0)
+    >>> launch.name, launch.blocks, launch.words[:3]
+    ('take_kernel', 1, (Result(number=0, offset=0), Operand(number=0, offset=0), Operand(number=1, offset=0)))
+    """
     x, indices = inputs
     lead, rest = x.strides[:axis], x.strides[axis + 1 :]
     x_steps = [*lead, *[0] * len(indices.shape), *rest]
@@ -310,7 +317,15 @@ class _Sums(NamedTuple):
 
 
 def scatter(outs: Sequence[Spec], inputs: Sequence[Spec], axis: int, shape: tuple[int, ...]) -> Plan:
-    """The kernels of the adjoint of `take`: the rows along an axis of the result are the numbers."""
+    """The kernels of the adjoint of `take`: the rows along an axis of the result are the numbers.
+
+    >>> import numpy as np
+    >>> from minigan.cuda.index import scatter
+    >>> def plan(n):
+    ...     return scatter([np.empty((4, 3))], [np.ones((n, 3)), np.zeros(n, np.int64)], axis=0, shape=(4, 3))
+    >>> [launch.name for launch in plan(64)], len(plan(100_000))
+    (['scatter_kernel'], 6)
+    """
     gy, indices = inputs
     end = axis + len(indices.shape)
     own = [*gy.strides[:axis], 0, *gy.strides[end:]]

@@ -75,7 +75,14 @@ def _launch(
 
 
 def bits(outs: Sequence[Spec], inputs: Sequence[Spec], blocks: int) -> Plan:
-    """The kernel of random words, a thread for each block of four."""
+    """The kernel of random words, a thread for each block of four.
+
+    >>> import numpy as np
+    >>> from minigan.cuda.random import bits
+    >>> (launch,) = bits([np.empty((1000, 4), np.uint32)], [np.zeros(5, np.uint32)], blocks=1000)
+    >>> launch.name, launch.blocks, launch.threads
+    ('random_bits_kernel', 4, 256)
+    """
     (each,) = inputs[0].strides
     parameters = ["uint32* y", "const uint32* counter", "long long each"]
     body = _PHILOX.strip().splitlines()

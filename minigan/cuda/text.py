@@ -25,7 +25,8 @@ TYPES = {
     "uint64": "unsigned long long",
 }
 
-# The functions of `minigan.kernels.formula`, with NumPy's ways with NaN. {t} is the dtype, {f} the suffix of C's own.
+# The functions of `minigan.kernels.formula`, with NumPy's ways with NaN, and of 0 and -0 the second as on x86. {t} is
+# the dtype, {f} the suffix of C's own.
 _FUNCTIONS = """
 __device__ {t} exp_{t}({t} x) {{ return exp{f}(x); }}
 __device__ {t} expm1_{t}({t} x) {{ return expm1{f}(x); }}
@@ -40,8 +41,8 @@ __device__ {t} floor_{t}({t} x) {{ return floor{f}(x); }}
 __device__ {t} absolute_{t}({t} x) {{ return fabs{f}(x); }}
 __device__ {t} power_{t}({t} x, {t} y) {{ return pow{f}(x, y); }}
 __device__ bool isnan_{t}({t} x) {{ return x != x; }}
-__device__ {t} maximum_{t}({t} a, {t} b) {{ return a >= b || a != a ? a : b; }}
-__device__ {t} minimum_{t}({t} a, {t} b) {{ return a <= b || a != a ? a : b; }}
+__device__ {t} maximum_{t}({t} a, {t} b) {{ return a > b || a != a ? a : b; }}
+__device__ {t} minimum_{t}({t} a, {t} b) {{ return a < b || a != a ? a : b; }}
 __device__ {t} sign_{t}({t} x) {{ return x > 0 ? {t}(1) : x < 0 ? {t}(-1) : x == 0 ? {t}(0) : x; }}
 __device__ {t} where_{t}(bool c, {t} a, {t} b) {{ return c ? a : b; }}
 """
