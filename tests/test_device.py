@@ -243,6 +243,26 @@ def test_training_on_a_device_makes_the_steps_of_the_cpu(card: Any, name: str) -
 
 
 @needs_compiler
+@pytest.mark.parametrize("name", ["plain", "two steps, shared", "classes"])
+def test_compiled_training_on_a_device_makes_the_steps_of_the_cpu(card: Any, name: str) -> None:
+    labels = LABELS if "classes" in SETTINGS[name] else None
+    here, there = gan(**SETTINGS[name]), gan("cuda", **SETTINGS[name])
+    made = []
+    whole = there._made
+
+    def make(batches: Any) -> Any:
+        made.append(there.game.steps)
+        return whole(batches)
+
+    there._made = make  # type: ignore[method-assign]
+    ours = fit(here, labels=labels).records[0]
+    theirs = fit(there, labels=labels, compile=True).records[0]
+    assert made == [0, 1, 2, 3, 4]  # each once, and one that is not used
+    for key in ("d_loss", "g_loss", "d_real", "d_fake"):
+        assert abs(ours[key] - theirs[key]) <= CLOSE * max(1.0, abs(ours[key]))
+
+
+@needs_compiler
 def test_importance_weights_are_computed_with_on_a_device(card: Any) -> None:
     options: dict[str, Any] = {"sampling": "balanced", "importance_weights": True, "labels": LABELS}
     ours, theirs = fit(gan(), **options).records[0], fit(gan("cuda"), **options).records[0]
@@ -589,7 +609,8 @@ def command(tmp_path: Path) -> Callable[..., tuple[int, str, str]]:
 @needs_compiler
 def test_commands_on_a_device(tmp_path: Path) -> None:
     run = command(tmp_path)
-    short = ["train", "--steps", "10", "--batch", "4", "--monitor-every", "0"]
+    # Without a schedule, a run may be longer than it was to be.
+    short = ["train", "--steps", "10", "--batch", "4", "--monitor-every", "0", "--set", "optimizer.lr=0.001"]
     code, out, err = run(*short, "--device", "cuda:2", "--out", "none")
     assert (code, out) == (7, "") and "there are 2 GPUs" in err and not os.path.exists("none")
     code, out, err = run(*short, "--out", "run")  # auto

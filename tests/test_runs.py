@@ -293,7 +293,7 @@ def test_another_configuration_is_refused_with_the_differences(whole: tuple[str,
 def test_another_environment_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fit(tmp_path / "run", steps=15)
     real = state.environment()
-    monkeypatch.setattr(state, "environment", lambda: real | {"cores": 999})
+    monkeypatch.setattr(state, "environment", lambda device="cpu": real | {"cores": 999})
     run = small().fit(IMAGES, **PLAN, out=tmp_path / "run", resume=True)
     assert [event["event"] for event in run.events] == ["environment", "resumed"]
     assert re.search(r"cores was \d+, now 999", run.events[0]["message"])
