@@ -13,7 +13,7 @@ import importlib.util
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -345,3 +345,65 @@ def synchronize(device: str) -> None:
     """Wait for all work of the current stream."""
     with on(device) as cupy:
         cupy.cuda.get_current_stream().synchronize()
+
+
+# What a compiled step needs besides
+
+
+def pinned(nbytes: int, device: str) -> Array:
+    """Bytes of the host's memory that a device copies from and to by itself, while Python goes on."""
+    with on(device) as cupy:
+        return np.frombuffer(cupy.cuda.alloc_pinned_memory(max(nbytes, 1)), np.uint8)[:nbytes]
+
+
+def copy_bytes(device: str, to: int, source: int, nbytes: int) -> None:
+    """Copy in the current stream, between addresses of the device or of pinned memory."""
+    with on(device) as cupy:
+        runtime = cupy.cuda.runtime
+        stream = cupy.cuda.get_current_stream().ptr
+        runtime.memcpyAsync(to, source, nbytes, runtime.memcpyDefault, stream)
+
+
+def fill_bytes(device: str, to: int, value: int, nbytes: int) -> None:
+    """Set bytes of the device in the current stream."""
+    with on(device) as cupy:
+        cupy.cuda.runtime.memsetAsync(to, value, nbytes, cupy.cuda.get_current_stream().ptr)
+
+
+class Queue:
+    """A stream of its own, whose work can be recorded once and repeated as a graph."""
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        with on(device) as cupy:
+            self._stream = cupy.cuda.Stream(non_blocking=True)
+            self._event = cupy.cuda.Event(disable_timing=True)
+
+    @contextlib.contextmanager
+    def current(self) -> Iterator[None]:
+        """Put the work of the block here, behind all that the caller's stream has to do so far."""
+        with on(self._device) as cupy:
+            cupy.cuda.get_current_stream().record(self._event)
+            self._stream.wait_event(self._event)
+            with self._stream:
+                yield
+
+    def wait(self) -> None:
+        """Wait until all work is done."""
+        with on(self._device):
+            self._stream.synchronize()
+
+    def recorded(self, issue: Callable[[], None]) -> Any:
+        """A graph of the work that `issue` puts into the current stream; nothing of it is done."""
+        with on(self._device), self._stream:
+            self._stream.begin_capture()
+            try:
+                issue()
+            finally:
+                graph = self._stream.end_capture()
+            return graph
+
+    def repeat(self, graph: Any) -> None:
+        """Put the work of a graph here."""
+        with on(self._device):
+            graph.launch(self._stream)

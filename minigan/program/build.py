@@ -13,7 +13,7 @@ from minigan.kernels import launch, machine, matrix
 from minigan.kernels.layout import SPLIT_N, WHOLE
 from minigan.kernels.objects import kernel, kernel_of
 from minigan.kernels.rows import Operand, Plan, Result, Scratch
-from minigan.program.capture import REQUIRE, Buffer, Call, Recorder, Ref
+from minigan.program.capture import REQUIRE, Buffer, Call, Recorder, Ref, address
 from minigan.program.chain import chained
 from minigan.program.checks import part_by_part, with_backups
 from minigan.program.fuse import Node, fuse, unfused
@@ -22,7 +22,6 @@ from minigan.program.loops import Address, Text, as_word, write_loop
 from minigan.program.plan import (
     Life,
     Step,
-    address,
     arena,
     in_place,
     is_check,
@@ -42,12 +41,14 @@ class Options(NamedTuple):
     plan: let results share memory.
     poison: fill memory with NaN as soon as its content is not needed any more.
     threads: how many may share the work.
+    tf32: on a GPU, products of float32 matrices round their factors to 10 bits.
     """
 
     fuse: bool = True
     plan: bool = True
     poison: bool = False
     threads: int = 1
+    tf32: bool = False
 
 
 class Row(NamedTuple):
@@ -56,6 +57,19 @@ class Row(NamedTuple):
     node: Node
     text: Text | None
     step: int
+    in_python: bool = False
+
+    @property
+    def words(self) -> Sequence[Any] | None:
+        """Those of its loop."""
+        return None if self.text is None else self.text.words
+
+    @property
+    def note(self) -> str:
+        """How it is run, for the listing."""
+        if self.node.slices:
+            return f", in {self.node.slices} slices"
+        return ", Python" if self.in_python else ""
 
 
 class PythonCall(NamedTuple):
@@ -199,7 +213,7 @@ class Builder:
             if not step.parts:
                 (node,) = step.nodes
                 steps.append(self._python_call(node.product))  # type: ignore[arg-type]
-                rows.append(Row(node, None, number))
+                rows.append(Row(node, None, number, in_python=True))
                 rows_until.append(row_count)
                 continue
             begin = len(row_words)

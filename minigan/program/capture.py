@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minigan import trace
-from minigan.backend import Array
-from minigan.errors import GraphError
+from minigan.backend import Array, cuda, device_of
+from minigan.errors import DeviceError, GraphError
 from minigan.tape import Primitive
 from minigan.trace import Slot
 
@@ -95,21 +95,28 @@ class Call:
 class Hosted(NamedTuple):
     """A function that every run calls before it computes, the place of its first number, and its arrays.
 
-    `numbers` writes what it gives where that is a tuple of floats.
+    `numbers` writes what it gives where that is a tuple of floats. The arrays are NumPy's; `buffers` are what stands
+    for them in the step.
     """
 
     function: Callable[[], Any]
     first: int
     arrays: list[Array]
     numbers: struct.Struct | None
+    buffers: list[Buffer]
 
 
 class Recorder(trace.Recorder):
-    """What hears of every call of `apply` in a captured run (see `minigan.trace.Recorder`)."""
+    """What hears of every call of `apply` in a captured run (see `minigan.trace.Recorder`).
+
+    Attributes:
+        device: where all arrays of the step are; "" as long as there are none.
+    """
 
     composes = True
 
     def __init__(self) -> None:
+        self.device = ""
         self.calls: list[Call] = []
         self.buffers: list[Buffer] = []
         self.numbers: list[float] = []
@@ -120,7 +127,8 @@ class Recorder(trace.Recorder):
         self._made: dict[int, Any] = {}  # the memory of tensors that the step makes
         self._refs: dict[int, tuple[Any, Ref]] = {}
         self._owners: dict[int, Buffer] = {}  # by the id of the array that owns the memory
-        self._before: dict[int, tuple[Array, Array]] = {}  # what was overwritten, and its content before
+        # What was overwritten, and its content before; none on a GPU, where a captured run computes nothing.
+        self._before: dict[int, tuple[Array, Array | None]] = {}
 
     # What the recorder hears: see `minigan.trace.Recorder`
 
@@ -138,7 +146,7 @@ class Recorder(trace.Recorder):
                     f"{primitive.name}: {own.buffer.shown} of the step that is being compiled is to be updated in"
                     f" place, at {caller()}: let the step hold that tensor instead"
                 )
-            self._before.setdefault(id(x), (x, x.copy()))
+            self._before.setdefault(id(x), (x, x.copy() if self.device == "cpu" else None))
         results = [self.ref(x) for x in outs[: primitive.donates]]
         for x in outs[primitive.donates :]:
             results.append(self._new("temporary", x))
@@ -157,9 +165,9 @@ class Recorder(trace.Recorder):
         """Note a function, and give slots in place of its numbers."""
         only_floats = type(value) is tuple and all(isinstance(each, float) for each in value)
         numbers = struct.Struct(f"{len(value)}d") if only_floats else None
-        hosted = Hosted(function, len(self.numbers), [], numbers)
+        hosted = Hosted(function, len(self.numbers), [], numbers, [])
         self.hosts.append(hosted)
-        return self._stand_in(value, hosted)
+        return self._stand_in(value, hosted, device)
 
     def require(self, flag: Array) -> None:
         """Note a check."""
@@ -182,8 +190,8 @@ class Recorder(trace.Recorder):
     # Memory
 
     def argument(self, array: Array, shown: str) -> Array:
-        """The memory that an argument of the step lies in: a copy, in C order."""
-        own = np.array(array, order="C")
+        """The memory that an argument of the step lies in: a copy, in C order; without values on a GPU."""
+        own = np.array(array, order="C") if device_of(array) == "cpu" else self._like(array, device_of(array))
         self._new("input", own, shown)
         return own
 
@@ -198,14 +206,18 @@ class Recorder(trace.Recorder):
             return self._keep(array, _within(base, owner, array))
         return entry[1]
 
-    def made_and_changed(self) -> list[tuple[Array, Array]]:
-        """Memory that tensors made by the step have, and that it overwrites, with what it holds at first."""
+    def made_and_changed(self) -> list[tuple[Array, Any]]:
+        """Memory that tensors made by the step have, and that it overwrites, with what it holds at first.
+
+        On a GPU that is what it still holds after capturing, and `None` stands for it.
+        """
         return [(x, before) for x, before in self._before.values() if id(_owner(x)) in self._made]
 
     def undo(self) -> None:
         """Put back what the run has overwritten."""
         for array, before in reversed(self._before.values()):  # views of one tensor may be among them
-            np.copyto(array, before)
+            if before is not None:
+                np.copyto(array, before)
 
     def temporary(self, like: Array) -> Ref:
         """Memory for a result of the shape and dtype of an array, in C order."""
@@ -213,11 +225,29 @@ class Recorder(trace.Recorder):
 
     def _new(self, kind: str, array: Array, shown: str = "") -> Ref:
         kept = None if kind == "temporary" else array
+        if kept is not None:
+            self._place(array)
         buffer = Buffer(len(self.buffers), kind, array.nbytes, kept, shown)
         ref = Ref(buffer, 0, array.shape, array.strides, array.dtype, kept)
         self.buffers.append(buffer)
         self._owners[id(array)] = buffer
         return self._keep(array, ref)
+
+    def _place(self, array: Array) -> None:
+        """Raise `DeviceError` if an array is elsewhere than those before."""
+        device = device_of(array)
+        self.device = self.device or device
+        if device != self.device:
+            raise DeviceError(
+                f"a step that is being compiled has arrays on {self.device}, and {array.dtype} {array.shape} on"
+                f" {device}, at {caller()}: move one by .to(device)"
+            )
+
+    @staticmethod
+    def _like(array: Array, device: str) -> Array:
+        """Memory on a GPU for an array of this shape and dtype, in C order."""
+        (own,) = cuda.empty([(array.shape, array.dtype)], device)
+        return own  # type: ignore[no-any-return]
 
     def _keep(self, array: Array, ref: Ref) -> Ref:
         """Note where an array is, until it dies."""
@@ -234,7 +264,7 @@ class Recorder(trace.Recorder):
 
         return weakref.ref(array, forget)
 
-    def _stand_in(self, value: Any, hosted: Hosted) -> Any:
+    def _stand_in(self, value: Any, hosted: Hosted, device: str) -> Any:
         """`value` with slots for its floats and memory of the program's for its arrays."""
         if isinstance(value, (float, np.floating)):
             slot = Slot(value)
@@ -243,13 +273,14 @@ class Recorder(trace.Recorder):
             return slot
         if isinstance(value, np.ndarray):
             own = np.array(value, order="C")
-            self._new("host", own)
             hosted.arrays.append(own)
-            return own
+            there = own if device == "cpu" else self._like(own, device)
+            hosted.buffers.append(self._new("host", there).buffer)
+            return there
         if isinstance(value, dict):
-            return {key: self._stand_in(each, hosted) for key, each in value.items()}
+            return {key: self._stand_in(each, hosted, device) for key, each in value.items()}
         if isinstance(value, (list, tuple)):
-            return type(value)([self._stand_in(each, hosted) for each in value])
+            return type(value)([self._stand_in(each, hosted, device) for each in value])
         if value is None:
             return None
         raise GraphError(
@@ -287,13 +318,18 @@ def caller() -> str:
     return "an unknown line"
 
 
+def address(array: Array) -> int:
+    """Of an array's first element."""
+    return cuda.address(array) if cuda.is_on_device(array) else int(array.__array_interface__["data"][0])
+
+
 def _owner(array: Array) -> Array:
-    while isinstance(array.base, np.ndarray):
-        array = array.base
+    while isinstance(array.base, np.ndarray) or cuda.is_on_device(array.base):
+        array = array.base  # type: ignore[assignment]
     return array
 
 
 def _within(ref: Ref, array: Array, view: Array) -> Ref:
-    offset = ref.offset + view.__array_interface__["data"][0] - array.__array_interface__["data"][0]
+    offset = ref.offset + address(view) - address(array)
     kept = None if ref.array is None else view
     return Ref(ref.buffer, offset if view.size else 0, view.shape, view.strides, view.dtype, kept)

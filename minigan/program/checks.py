@@ -59,9 +59,16 @@ def part_by_part(calls: Sequence[Call], new: Allocate) -> tuple[list[Call], list
     return parts, flags
 
 
-def with_backups(calls: Sequence[Call], new: Allocate) -> tuple[list[Call], list[Backup]]:
-    """The calls with copies of what is overwritten before the last of them that requires something."""
+def with_backups(
+    calls: Sequence[Call], new: Allocate, ends_early: bool = True
+) -> tuple[list[Call], list[Backup]]:
+    """The calls with copies of what is overwritten before the last of them that requires something.
+
+    A run that does not end early overwrites all there is, whatever it finds: then that is copied too.
+    """
     last = max((k for k, call in enumerate(calls) if call.primitive is REQUIRE), default=0)
+    if last and not ends_early:
+        last = len(calls)
     result: list[Call] = []
     backups: list[Backup] = []
     saved = set()

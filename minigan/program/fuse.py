@@ -206,8 +206,12 @@ def dependencies(uses: Iterable[tuple[set[Buffer], set[Buffer]]]) -> list[set[in
     return found
 
 
-def fuse(calls: Sequence[Call], threads: int) -> list[Node]:
-    """The calls as nodes, in an order in which they can be made; those that are planned are, for so many threads."""
+def fuse(calls: Sequence[Call], threads: int, loops_only: bool = False) -> list[Node]:
+    """The calls as nodes, in an order in which they can be made; those that are planned are, for so many threads.
+
+    loops_only: for a GPU: nothing stands behind a product, and a loop sums over rows, over columns, or over all, since
+        that decides which thread has which element.
+    """
     needs = dependencies((call.reads, call.writes) for call in calls)
     groups: list[Group] = []
     of_call: list[Group] = []
@@ -218,14 +222,14 @@ def fuse(calls: Sequence[Call], threads: int) -> list[Node]:
         if walk is not None:
             # The latest first: what was computed last is what this call goes on from.
             for candidate in sorted(direct, key=lambda g: -g.position):
-                if _may_join(candidate, walk, direct):
+                if _may_join(candidate, walk, direct, loops_only):
                     group = candidate
                     _join(group, walk)
                     group.position = k
                     break
         if group is None:
-            plan = _plan(call, threads) if walk is None else None
-            kind = "loop" if walk else "product" if plan or _is_product(call) else "call"
+            plan = _plan(call, threads) if walk is None and not loops_only else None
+            kind = "loop" if walk else "call" if loops_only or not (plan or _is_product(call)) else "product"
             dims = walk.dims if walk else _matrix(call) if kind == "product" else ()
             node = Node(kind, None if walk else call, [walk] if walk else [], dims, plan)
             group = Group(k, node)
@@ -233,7 +237,7 @@ def fuse(calls: Sequence[Call], threads: int) -> list[Node]:
         group.needs.update(direct - {group})
         of_call.append(group)
         for other in sorted(direct - {group}, key=lambda g: -g.position):
-            _take_in(group, other)
+            _take_in(group, other, loops_only)
     alive = [group for group in groups if group.joined is None]
     return [group.node for group in in_order(alive)]
 
@@ -304,12 +308,14 @@ def _is_closed(node: Node) -> bool:
     return node.kind == "call" or (node.plan is not None and not node.plan.epilogue)
 
 
-def _may_join(group: Group, walk: Walk, direct: set[Group]) -> bool:
+def _may_join(group: Group, walk: Walk, direct: set[Group], loops_only: bool) -> bool:
     node = group.node
     if _is_closed(node) or reaches((g for g in direct if g is not group), group):
         return False
     fitted = _fitted(node, [walk])
-    return fitted is not None and _one_pass(fitted[0], fitted[1]) and _open(node, fitted[1])
+    if fitted is None or (loops_only and not _one_kind([*fitted[0], *fitted[1]])):
+        return False
+    return _one_pass(fitted[0], fitted[1]) and _open(node, fitted[1])
 
 
 def _fitted(node: Node, walks: Sequence[Walk]) -> tuple[list[Walk], list[Walk]] | None:
@@ -363,6 +369,11 @@ def _open(node: Node, walks: Sequence[Walk]) -> bool:
     return all(a.key == there.key for a in reads) and all(sum_kind(w) in allowed for w in walks)
 
 
+def _one_kind(walks: Sequence[Walk]) -> bool:
+    """Whether all sums of a loop are over the same axes."""
+    return len({sum_kind(walk) for walk in walks} - {"", "finite"}) < 2
+
+
 def sum_kind(walk: Walk) -> str:
     """Over what a walk sums up: "" (nothing), "columns" (each column), "rows" (each row) or "all".
 
@@ -386,7 +397,7 @@ def _join(group: Group, walk: Walk) -> None:
     node.walks, node.dims = ours + theirs, theirs[0].dims
 
 
-def _take_in(group: Group, other: Group) -> None:
+def _take_in(group: Group, other: Group, loops_only: bool) -> None:
     """Merge `other`, which `group` needs directly, into it if both can be one loop, behind one product at most."""
     mine, theirs = group.node, other.node
     if _is_closed(mine) or _is_closed(theirs) or not mine.walks or (mine.product and theirs.product):
@@ -396,7 +407,7 @@ def _take_in(group: Group, other: Group) -> None:
     both = Node("product" if mine.product or theirs.product else "loop", mine.product or theirs.product)
     both.dims, both.plan = theirs.dims if theirs.product else mine.dims, mine.plan or theirs.plan
     fitted = _fitted(both, [*theirs.walks, *mine.walks])
-    if fitted is None or not _open(both, fitted[1]):
+    if fitted is None or not _open(both, fitted[1]) or (loops_only and not _one_kind(fitted[1])):
         return
     first, second = fitted[1][: len(theirs.walks)], fitted[1][len(theirs.walks) :]
     if not _one_pass(first, second):

@@ -1,15 +1,28 @@
 """A program as text: one line for each kernel."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
 
-from minigan.program.build import Built, Row
 from minigan.program.capture import Buffer, Ref
+from minigan.program.fuse import Node
 from minigan.program.loops import Address
-from minigan.program.plan import in_machine
 from minigan.trace import Slot
 
 
-def listing(built: Built, inputs: Iterable[Buffer]) -> str:
+class Row(Protocol):
+    """A kernel: its node, the words of its loop if it has one, and how it is run where that is to be said."""
+
+    @property
+    def node(self) -> Node: ...  # noqa: D102
+    @property
+    def words(self) -> Sequence[Any] | None: ...  # noqa: D102
+    @property
+    def note(self) -> str: ...  # noqa: D102
+
+
+def listing(
+    rows: Sequence[Row], offsets: dict[Any, int], nbytes: int, inputs: Iterable[Buffer], note: str = ""
+) -> str:
     """The lines of a program: what each kernel writes and where, what it does, what it reads, and what that costs.
 
     "%3" is a result, with its place in the arena, "@2" an array from outside, "$1" an argument or an array that Python
@@ -17,10 +30,10 @@ def listing(built: Built, inputs: Iterable[Buffer]) -> str:
     """
     names = _Names()
     lines = [f"{names.of(b)} = {b.shown}" for b in inputs]
-    stored = {ref.buffer for row in built.rows for ref in _stored(row)}
-    for row in built.rows:
+    stored = {ref.buffer for row in rows for ref in _stored(row)}
+    for row in rows:
         written = [
-            f"{names.of(x.buffer)}{list(x.shape)}{_place(built, x.buffer)}" for x in _unique(_stored(row))
+            f"{names.of(x.buffer)}{list(x.shape)}{_place(offsets, x.buffer)}" for x in _unique(_stored(row))
         ]
         read = [
             names.of(x.buffer)
@@ -29,14 +42,11 @@ def listing(built: Built, inputs: Iterable[Buffer]) -> str:
         ]
         what = " · ".join(_operation(call.primitive.name, call.attributes) for call in row.node.calls)
         costs = f"{_units(_flops(row), 'flop')}, {_units(_nbytes(row), 'B')}"
-        by = "" if built.machine and in_machine(row.node) else ", Python"
-        if row.node.slices:
-            by = f", in {row.node.slices} slices"
-        lines.append(f"{', '.join(written) or '-'} <- {what} <- {', '.join(read)}  [{costs}{by}]")
-    flops, nbytes = sum(map(_flops, built.rows)), sum(map(_nbytes, built.rows))
+        lines.append(f"{', '.join(written) or '-'} <- {what} <- {', '.join(read)}  [{costs}{row.note}]")
+    flops, moved = sum(map(_flops, rows)), sum(map(_nbytes, rows))
     lines.append(
-        f"{len(built.rows)} kernels: {_units(flops, 'flop')}, {_units(nbytes, 'B')} read and written,"
-        f" {_units(built.arena.nbytes, 'B')} for results"
+        f"{len(rows)} kernels{note}: {_units(flops, 'flop')}, {_units(moved, 'B')} read and written,"
+        f" {_units(nbytes, 'B')} for results"
     )
     return "\n".join(lines)
 
@@ -56,8 +66,8 @@ class _Names:
         return self._names[buffer]
 
 
-def _place(built: Built, buffer: Buffer) -> str:
-    return f" at {built.offsets[buffer]}" if buffer.kind == "temporary" else ""
+def _place(offsets: dict[Any, int], buffer: Buffer) -> str:
+    return f" at {offsets[buffer]}" if buffer.kind == "temporary" else ""
 
 
 def _operation(name: str, attributes: dict[str, object]) -> str:
@@ -72,9 +82,9 @@ def _operation(name: str, attributes: dict[str, object]) -> str:
 def _stored(row: Row) -> list[Ref]:
     """What a kernel writes to memory: of a loop what something reads after it."""
     outs = [x for call in row.node.calls for x in call.outs]
-    if row.text is None:
+    if row.words is None:
         return outs
-    kept = {word.ref.buffer for word in row.text.words if isinstance(word, Address)}
+    kept = {word.ref.buffer for word in row.words if isinstance(word, Address)}
     product = row.node.product.outs if row.node.product else ()
     return [x for x in outs if x.buffer in kept or x in product]
 

@@ -168,11 +168,6 @@ def arena(nbytes: int) -> Array:
     return raw[skip : skip + nbytes]
 
 
-def address(array: Array) -> int:
-    """Of an array's first element."""
-    return int(array.__array_interface__["data"][0])
-
-
 # A product and the loop behind it in one piece of memory
 
 

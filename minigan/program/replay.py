@@ -8,75 +8,44 @@ from typing import Any
 
 import numpy as np
 
-from minigan.backend import FLOATS, Array, native
+from minigan.backend import FLOATS, Array, cuda, device_of, native
 from minigan.errors import GraphError
 from minigan.kernels import launch
 from minigan.kernels.machine import threads as most_threads
 from minigan.ops.random import Stream
 from minigan.program import listing
 from minigan.program.build import Builder, Built, Options, PythonCall
-from minigan.program.capture import REQUIRE, Recorder, Ref, floats_and_arrays
+from minigan.program.capture import REQUIRE, Recorder, Ref
+from minigan.program.device import DeviceProgram
+from minigan.program.runs import Runs
 from minigan.tensor import Tensor
 from minigan.trace import Memory, recorded_by, state
 
 MANY_PROGRAMS = 32  # captures of one step that are worth a warning
 
 
-class Program:
-    """One captured step: `print` it to see its kernels. Made by `minigan.compile`.
-
-    Attributes:
-        flops: floating point operations of a run, by the definitions of its calls.
-        nbytes: memory of its results, the arena.
-    """
+class Program(Runs):
+    """A captured step on the CPU: see `Runs`."""
 
     def __init__(self, recorder: Recorder, outputs: Sequence[Ref], options: Options) -> None:
-        self.options = options
+        super().__init__(recorder, options)
         self._built: Built = Builder(recorder, outputs, options).build()
-        self._hosts, self._restores = recorder.hosts, recorder.restores
-        self._worked_out = len(self._hosts)  # the capturing run has
         self._made = recorder.made_and_changed()
         self._numbers = self._built.numbers
-        self._changed = [tensor.share() for tensor in recorder.changed.values()]  # their storages
-        self._inputs = [b for b in recorder.buffers if b.kind == "input"]
-        self._arguments = [b.array for b in self._inputs if b.array is not None]
         built = self._built
-        self.interrupted = False  # while it ran
         self.flops = sum(call.flops for row in built.rows for call in row.node.calls)
         self.nbytes = built.arena.nbytes
 
     def __repr__(self) -> str:
-        return listing.listing(self._built, self._inputs)
+        return listing.listing(self._built.rows, self._built.offsets, self.nbytes, self._inputs)
 
     def __len__(self) -> int:
-        """The number of kernels."""
         return len(self._built.rows)
 
     def source(self, kernel: int) -> str:
-        """The generated text of a kernel's loop, by its place in the listing, from 0; "" without one."""
+        """The generated text of a kernel's loop; "" without one."""
         text = self._built.rows[kernel].text
         return "" if text is None else text.source
-
-    def work_out(self) -> None:
-        """Call what every run calls first, and take over its numbers and arrays."""
-        self._worked_out = 0
-        for hosted in self._hosts:
-            value = hosted.function()
-            self._worked_out += 1
-            if value is None:
-                continue
-            if hosted.numbers is not None and type(value) is tuple:
-                hosted.numbers.pack_into(self._numbers.data, 8 * hosted.first, *value)
-                continue
-            numbers, arrays = floats_and_arrays(value)
-            self._numbers[hosted.first : hosted.first + len(numbers)] = numbers
-            for own, array in zip(hosted.arrays, arrays, strict=True):
-                if own.shape != array.shape or own.dtype != array.dtype:
-                    raise GraphError(
-                        f"an array that Python works out in every run was {own.dtype} {own.shape} when the step was"
-                        f" captured and is {array.dtype} {array.shape} now"
-                    )
-                np.copyto(own, array)
 
     def run(self, arguments: Sequence[Array]) -> bool:
         """Run the kernels on these arrays; whether what the step requires held."""
@@ -93,8 +62,7 @@ class Program:
         try:
             fine = self._run_steps()
         finally:
-            for storage in self._changed:
-                storage.version += 1
+            self.count()
             if not fine:
                 self._undo()
         return fine
@@ -145,23 +113,16 @@ class Program:
         call.primitive.kernel(step.outs, *step.inputs, **attributes)  # type: ignore[misc]
         return True
 
-    def results(self) -> list[Array]:
-        """The arrays that the step returns, in memory that the next run overwrites."""
-        return self._built.outputs
-
-    def restore(self) -> None:
-        """Undo a run that ended early."""
-        with recorded_by(None):
-            for after, restore in reversed(self._restores):
-                if self._worked_out >= after:  # else this run has not come to what it undoes
-                    restore()
+    def results(self, copy: bool) -> list[Array]:
+        """The arrays that the step returns: copies, or memory that the next run overwrites."""
+        return [x.copy() for x in self._built.outputs] if copy else self._built.outputs
 
 
 class Compiled:
     """A step that is captured when it is first called, and replayed from then on. Made by `minigan.compile`.
 
     Attributes:
-        program: the `Program` of the last call.
+        program: the program of the last call, which `print` shows.
     """
 
     def __init__(self, function: Callable[..., Any], options: Options | None, copy: bool) -> None:
@@ -174,7 +135,7 @@ class Compiled:
         self.__wrapped__ = function
 
     @property
-    def program(self) -> Program:
+    def program(self) -> Runs:
         """The program of the last call; `GraphError` before the first."""
         if self._last is None:
             raise GraphError("the step has not been called yet, so it has no program: call it once")
@@ -217,9 +178,13 @@ class Compiled:
         if last.recording != state.recording or last.threads != most_threads():
             return None
         arrays = []
-        for x, (shape, dtype) in zip(arguments, last.kinds, strict=True):
+        for x, (shape, dtype, device) in zip(arguments, last.kinds, strict=True):
             array = x.array if type(x) is Tensor else x
-            if type(array) is not np.ndarray or array.dtype is not dtype or array.shape != shape:
+            if type(array) is not np.ndarray and (device == "cpu" or not cuda.is_on_device(array)):
+                return None
+            if array.dtype is not dtype or array.shape != shape:
+                return None
+            if device != "cpu" and device_of(array) != device:
                 return None
             arrays.append(array)
         return arrays
@@ -274,7 +239,9 @@ class Compiled:
             outputs = [recorder.ref(x) for x in found.arrays]
         finally:
             recorder.undo()
-        program = Program(recorder, outputs, options)
+        on_gpu = recorder.device not in ("", "cpu")
+        make = functools.partial(DeviceProgram, _name(self.function)) if on_gpu else Program
+        program: Runs = make(recorder, outputs, options)
         only_arrays = form == (tuple, (tuple, *["array"] * len(leaves.arrays)), (dict,))
         return _Entry(program, streams, result_form, found.others, leaves, only_arrays)
 
@@ -291,7 +258,7 @@ class _Entry:
 
     def __init__(
         self,
-        program: Program,
+        program: Runs,
         streams: list[Stream],
         form: Any,
         others: list[Any],
@@ -309,7 +276,7 @@ class _Entry:
 
     def give(self, copy: bool) -> Any:
         """The results of a run."""
-        tensors = [Tensor(x.copy() if copy else x) for x in self.program.results()]
+        tensors = [Tensor(x) for x in self.program.results(copy)]
         if self._flat is not None:
             return self._flat(tensors)
         return _rebuild(self.form, iter(tensors), iter(()), iter(self.others))
@@ -332,6 +299,9 @@ class _Leaves:
         if isinstance(value, np.ndarray) and not self.results:
             self.arrays.append(value if value.dtype in FLOATS else native(value))
             return "array"
+        if cuda.found(value) and not self.results:
+            self.arrays.append(value)
+            return "array"
         if isinstance(value, Stream) and not self.results:
             self.streams.append(value)
             return "stream"
@@ -349,7 +319,7 @@ class _Leaves:
 
     @property
     def kinds(self) -> tuple[Any, ...]:
-        return tuple([(x.shape, x.dtype) for x in self.arrays])
+        return tuple([(x.shape, x.dtype, device_of(x)) for x in self.arrays])
 
 
 def _rebuild(form: Any, arrays: Any, streams: Any, others: Any) -> Any:
@@ -403,6 +373,7 @@ def compile(
     plan: bool = True,
     poison: bool = False,
     threads: int | None = None,
+    tf32: bool = False,
 ) -> Compiled:
     """A function that does what `function`, a step of training, does, without Python for each operation.
 
@@ -419,13 +390,19 @@ def compile(
             gives the same bits, but for attention where no derivative is wanted; without `plan` no results share
             memory; `poison` fills memory with NaN as soon as its content is not needed any more.
         threads: how many share the work; by default as `minigan.set_threads` says. The results do not depend on it.
+        tf32: let products of float32 matrices on a GPU round their factors to 10 bits (relative error 2^-11 each), which
+            is several times as fast where the card can do it.
+
+    A step whose arrays are on a GPU runs there as one CUDA graph, from its second run on; the call returns when it is
+    done.
 
     Arrays of other shapes or dtypes, other numbers, and other objects are captured anew. Random numbers come from
     streams, and are those that `function` itself would draw. With fusion results differ from those of `function` in
     rounding: up to 2 ulp for each pointwise operation, and sums and products of K terms by 4 √K eps Σ|terms|.
 
     Raises: what `function` raises; `GraphError` where it looks at the value of a tensor (`.item()`, `float`, `if`),
-        naming the line: the value of one run would be used for ever.
+        naming the line: the value of one run would be used for ever; `DeviceError` for arrays on several devices, and
+        where a GPU fails, naming the step and the run.
 
     >>> import minigan as mg
     >>> weights, adam = {"w": mg.tensor([1.0, 2.0])}, mg.optim.Adam(0.1)
@@ -441,6 +418,6 @@ def compile(
     3
     """
     options = None
-    if threads is not None or not (fuse and plan) or poison:
-        options = Options(fuse, plan, poison, threads or _threads())
+    if threads is not None or not (fuse and plan) or poison or tf32:
+        options = Options(fuse, plan, poison, threads or _threads(), tf32)
     return Compiled(function, options, copy)

@@ -86,6 +86,7 @@ class _Card:
 cards = [_Card() for _ in range(CARDS)]
 _state = types.SimpleNamespace(device=0, streams=[])
 launches = collections.Counter()  # by name, of kernels that were run
+calls = collections.Counter()  # of `alloc`, `alloc_pinned_memory` and `Graph.launch`
 
 
 def reset():
@@ -93,6 +94,7 @@ def reset():
     for card in cards:
         card.limit, card.cached, card.fault, card.freed = None, 0, None, 0
     launches.clear()
+    calls.clear()
 
 
 def _check(error=CUDARuntimeError):
@@ -103,6 +105,7 @@ def _check(error=CUDARuntimeError):
 
 def alloc(size):
     _check()
+    calls["alloc"] += 1
     card = cards[_state.device]
     if card.limit is not None and card.used + card.cached + size > card.limit:
         raise OutOfMemoryError(
@@ -330,6 +333,7 @@ class Graph:
         self.work = work
 
     def launch(self, stream=None):
+        calls["graph"] += 1
         stream = stream or get_current_stream()
         for each in self.work:
             stream.do(each)
@@ -480,6 +484,7 @@ def by_pointer(ptr):
 
 
 def alloc_pinned_memory(size):
+    calls["pinned"] += 1
     return np.zeros(
         size, np.uint8
     )  # what is used of it is the buffer interface and, through NumPy, its address
@@ -551,6 +556,7 @@ runtime = _Runtime(
     memcpyDeviceToDevice=3,
     memcpyDeviceToHost=2,
     memcpyHostToDevice=1,
+    memcpyDefault=4,
     getDeviceProperties=lambda device: {
         "name": b"emulated card",
         "multiProcessorCount": 4,
