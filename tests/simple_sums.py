@@ -3,14 +3,16 @@
 import math
 
 from minigan.cuda.launch import Launch, Operand, Result, grid
+from minigan.cuda.loops import pointwise
 from minigan.cuda.text import PRELUDE, type_of
-from minigan.linear import MEAN, SUM
+from minigan.linear import CAST, MEAN, SUM
 from minigan.ops.reduce import ALL_FINITE, NORM
+from minigan.tape import copy
 
 
 def _sum(primitive):
     def plan(outs, inputs, axes, keepdims):
-        (x,), (out,) = inputs, outs
+        (x,) = inputs
         kept = [a for a in range(len(x.shape)) if a not in axes]
         item = x.dtype.itemsize
         over = [(x.shape[a], x.strides[a] // item) for a in axes]
@@ -27,13 +29,15 @@ def _sum(primitive):
             return " ".join(lines)
 
         source = PRELUDE + (
-            f'extern "C" __global__ void {primitive.name}_simple(const {kind}* x, {kind}* y, long long n, long long terms) {{'
-            "for (long long i0 = blockIdx.x * (long long)blockDim.x + threadIdx.x; i0 < n; i0 += gridDim.x * blockDim.x) {"
+            f'extern "C" __global__ void {primitive.name}_simple'
+            f"(const {kind}* x, {kind}* y, long long n, long long terms) {{"
+            "const long long first = blockIdx.x * blockDim.x + threadIdx.x;"
+            "for (long long i0 = first; i0 < n; i0 += gridDim.x * blockDim.x) {"
             "double total = 0; for (long long k0 = 0; k0 < terms; ++k0) { long long at = 0;"
             f"{places('i', along)} {places('k', over)} total += {term}; }} y[i0] = {end}; }} }}"
         )
         return (
-            [Launch(f"{primitive.name}_simple", source, grid(n), 256, (Result(0), Operand(0), n, terms))]
+            [Launch(f"{primitive.name}_simple", source, grid(n), 256, (Operand(0), Result(0), n, terms))]
             if n
             else []
         )
@@ -54,8 +58,15 @@ def _all_finite(outs, inputs):
     return plan
 
 
+def _cast(outs, inputs, dtype):
+    return pointwise(copy.formula, outs, inputs)
+
+
 def give():
     """Give these to the primitives that have none."""
-    for primitive, plan in [(p, _sum(p)) for p in (SUM, MEAN, NORM)] + [(ALL_FINITE, _all_finite)]:
+    for primitive, plan in [(p, _sum(p)) for p in (SUM, MEAN, NORM)] + [
+        (ALL_FINITE, _all_finite),
+        (CAST, _cast),
+    ]:
         if primitive.cuda is None:
             object.__setattr__(primitive, "cuda", plan)

@@ -44,7 +44,7 @@ __device__ double tree(double* part, double value, int at, int width, int apart)
 
 
 class Array(NamedTuple):
-    """An array of a loop, x0, x1 and so on by its number: how the loop walks through it, and whether it is stored to."""
+    """An array of a loop, x0, x1 and so on by its number: how the loop walks through it; whether it is stored to."""
 
     form: Form
     steps: tuple[int, ...]
@@ -52,7 +52,7 @@ class Array(NamedTuple):
 
 
 class Number(NamedTuple):
-    """A variable with a word's value: `type` is that of the variable, `pointer` tells whether the word is an address."""
+    """A variable of a `type` with a word's value; `pointer` tells whether the word is an address."""
 
     name: str
     type: str
@@ -193,7 +193,8 @@ def _flat(loop: Loop) -> list[Launch]:
     lines = [f"__shared__ double part[{THREADS}];", *constants, *_totals(loop)]
     lines += ["const index_t n = n0" + " * n1" * (len(loop.dims) - 1) + ";"]
     lines += [
-        "for (index_t i = blockIdx.x * (index_t)blockDim.x + threadIdx.x; i < n; i += (index_t)gridDim.x * blockDim.x) {",
+        "const index_t first = blockIdx.x * (index_t)blockDim.x + threadIdx.x;",
+        "for (index_t i = first; i < n; i += (index_t)gridDim.x * blockDim.x) {",
         *_indented([*where, *loop.body, *_adding(loop)]),
         "}",
         *_trees(loop, "threadIdx.x", THREADS, 1),

@@ -390,8 +390,8 @@ def compile(
             gives the same bits, but for attention where no derivative is wanted; without `plan` no results share
             memory; `poison` fills memory with NaN as soon as its content is not needed any more.
         threads: how many share the work; by default as `minigan.set_threads` says. The results do not depend on it.
-        tf32: let products of float32 matrices on a GPU round their factors to 10 bits (relative error 2^-11 each), which
-            is several times as fast where the card can do it.
+        tf32: let products of float32 matrices on a GPU round their factors to 10 bits, a relative error of 2^-11 each,
+            which is faster where the card can do it. Without, they are computed in float32.
 
     A step whose arrays are on a GPU runs there as one CUDA graph, from its second run on; the call returns when it is
     done.
