@@ -9,23 +9,21 @@ from contextlib import contextmanager
 import emulator
 import numpy as np
 import pytest
-
-if emulator.COMPILER is None:
-    pytest.skip("there is no g++ to compile kernels for the emulated card", allow_module_level=True)
-sys.modules["cupy"] = emulator
-
 import simple_sums
-from harness import assert_same_bits, laid_out
+from harness import assert_same_bits
 from test_program import RandomStep, assignment, binary, converted, gradient, pick, unary, update
 
 import minigan as mg
 from minigan.backend import cuda
-from minigan.cuda import fused, launch
+from minigan.cuda import launch
 from minigan.linear import MATMUL, TAKE
 from minigan.nn.module import ASSIGN
-from minigan.program import device as programs
 from minigan.tape import apply
 from minigan.trace import host, recorded_by, require, undone_by
+
+if emulator.COMPILER is None:
+    pytest.skip("there is no g++ to compile kernels for the emulated card", allow_module_level=True)
+sys.modules["cupy"] = emulator
 
 NAN = float("nan")
 simple_sums.give()
@@ -120,29 +118,18 @@ def check_random_step(seed, length, dtype):
                 np.testing.assert_allclose(x, e, rtol=1e-6 * ("float32" in str(e.dtype)) or 1e-9, atol=1e-7)
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_random_steps(seed):
-    check_random_step(seed, 14, ["float64", "float32"][seed % 2])
+    check_random_step(seed, 12, ["float64", "float32"][seed % 2])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(5, 60))
+@pytest.mark.parametrize("seed", range(3, 60))
 def test_more_random_steps(seed):
     check_random_step(seed, 25, ["float64", "float32"][seed % 2])
 
 
-SHAPES = [
-    (1, 5),
-    (2, 3),
-    (37, 1),
-    (33, 70),
-    (5, 600),
-    (300, 513),
-    (4500, 3),
-    (9000, 40),
-    (2, 9001),
-    (70_000, 1),
-]
+SHAPES = [(1, 5), (2, 3), (37, 1), (33, 70), (5, 600), (3000, 3), (600, 40), (9000, 1)]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -207,24 +194,27 @@ def test_numbers_that_vary_are_those_of_each_run():
     assert_same_bits(found[1], found[0], "compiled")
 
 
-@pytest.mark.parametrize("layout", ["C", "F", "reversed", "strided", "repeated"])
+LAYOUTS = {
+    "C": there,
+    "F": lambda a: there(a.T.copy()).T,
+    "reversed": lambda a: there(a[::-1].copy())[::-1],
+    "strided": lambda a: there(np.repeat(a, 2, 0))[::2],
+    "repeated": lambda a: mg.ops.broadcast_to(there(a[:1]), (4, 3)),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_arguments_of_any_layout(layout):
     step = mg.compile(lambda x: (mg.ops.tanh(x), x.T, x))
     for seed in range(3):
         a = np.random.default_rng(seed).normal(size=(4, 3)).astype(np.float32)
-        x = there(a)
-        given = {
-            "F": lambda x=x: there(a.T.copy()).T,
-            "reversed": lambda: there(a[::-1].copy())[::-1],
-            "strided": lambda: there(np.repeat(a, 2, 0))[::2],
-            "repeated": lambda: mg.ops.broadcast_to(there(a[:1]), (4, 3)),
-        }.get(layout, lambda x=x: x)()
+        given = LAYOUTS[layout](a)
         y, transposed, same = numpy(step(given))
         values = given.numpy()
         np.testing.assert_array_equal(same, values)
         np.testing.assert_array_equal(transposed, values.T)
         np.testing.assert_array_equal(y, mg.ops.tanh(given).numpy())
-    assert len(step._programs) == 1 and laid_out is not None
+    assert len(step._programs) == 1
 
 
 def test_tensors_and_arrays_of_the_device_are_arguments_alike():
@@ -302,7 +292,7 @@ def test_results_without_copies_are_overwritten_by_the_next_run():
 
 
 def test_python_writes_for_the_next_run_only_when_this_one_is_done(monkeypatch):
-    """Nothing in a stream happens before somebody waits: a run that did not would compute with the next run's number."""
+    """Nothing in a stream happens before somebody waits: a run that did not would see the next run's number."""
 
     def made(waits):
         numbers = iter([(1.0,), (2.0,), (3.0,), (4.0,)])
@@ -428,6 +418,24 @@ def test_a_failure_in_the_first_run_is_one():
             step(there(np.full((4, 3), NAN)))
         assert_same_bits(guarded.state(), before, "after a failure")
     assert len(step._programs) == 1
+
+
+def test_an_update_is_made_in_the_loop_that_checks_and_saves_its_inputs():
+    """One kernel for each parameter: nothing waits for a check, as no run ends early."""
+    weights = {"w": draw(4, 3), "b": draw(3, seed=1)}
+    sgd = mg.optim.SGD(0.1, momentum=0.9)
+    memory = sgd.init({name: mg.tensor(x.numpy()) for name, x in weights.items()})
+    for slot in memory.slots.values():
+        slot.update({name: x.to("cuda") for name, x in slot.items()})
+
+    def function(g, h):
+        state = [*weights.values(), *[x for slot in memory.slots.values() for x in slot.values()]]
+        require(mg.ops.all_finite([g, h, *state]).array, lambda: None)
+        sgd.update(weights, [g, h], memory)
+
+    step = mg.compile(function)
+    step(draw(4, 3), draw(3))
+    assert len(step.program) == 3, step.program  # two updates, and whether all checks held
 
 
 @pytest.mark.parametrize("at", [1, 2, 3])
@@ -574,4 +582,3 @@ def test_a_loop_over_one_axis_has_what_it_stores_and_no_more():
     (row,) = step.program._rows
     assert sum(array in row.plan[0].source for array in ("* x0", "* x1", "* x2", "* x3")) == 4  # x, 2, 3, y
     assert "* x4" not in row.plan[0].source
-    assert fused.THREADS == row.plan[0].threads and programs.POISON == 0xFF

@@ -24,7 +24,7 @@ from minigan.program.capture import REQUIRE, Buffer, Call, Recorder, Ref
 from minigan.program.checks import FINITE, Allocate, part_by_part, with_backups
 from minigan.program.fuse import Node, as_walk, fuse, unfused
 from minigan.program.grids import Grid, grid_of
-from minigan.program.plan import ALIGNMENT, Life, Step, is_check, lives, moments, place
+from minigan.program.plan import ALIGNMENT, Life, Step, lives, moments, place
 from minigan.program.runs import Runs
 from minigan.tape import copy
 
@@ -126,11 +126,13 @@ class DeviceProgram(Runs):
             calls, flags = part_by_part(calls, recorder.temporary)
             calls = _in_loops(calls, recorder.temporary)
         calls, self._backups = with_backups(calls, recorder.temporary, ends_early=False)
-        nodes = fuse(calls, 1, loops_only=True) if options.fuse else unfused(calls)
         self._checks = [call.inputs[0] for call in calls if call.primitive is REQUIRE]
+        # As no run ends early, an update need not wait for a check: the loop that looks at its inputs may make it.
+        calls = [call for call in calls if call.primitive is not REQUIRE]
+        nodes = fuse(calls, 1, loops_only=True) if options.fuse else unfused(calls)
         kept = {ref.buffer for ref in (*outputs, *self._checks)} | {b.copy.buffer for b in self._backups}
         read = kept.union(*(node.reads for node in nodes))
-        self._rows = [_row(node, lambda buffer: buffer in read) for node in nodes if not is_check(node)]
+        self._rows = [_row(node, lambda buffer: buffer in read) for node in nodes]
         steps = [Step([row.node], 1) for row in self._rows]
         written = {b for row in self._rows if row.grid is None for b in row.node.writes}
         blocks = lives(steps, kept, lambda buffer: buffer in read or buffer in written, options.plan)
@@ -181,10 +183,11 @@ class DeviceProgram(Runs):
         where = f"{self._name}, run {self._runs} of its program"
         self.interrupted = False
         try:
-            with self._queue.current():
-                self._take(arguments)
-                for call, arrays in self._indexed:
-                    call.primitive.infer(*arrays, **call.attributes)
+            if arguments or self._indexed:
+                with self._queue.current():
+                    self._take(arguments)
+                    for call, arrays in self._indexed:
+                        call.primitive.infer(*arrays, **call.attributes)
             with self._uninterrupted():
                 return self._run(where)
         except DeviceError as error:

@@ -58,6 +58,8 @@ class Memory:
         card.used += nbytes
 
     def __del__(self):
+        if cards is None:  # the interpreter ends
+            return
         card = cards[self.device_id]
         card.used -= self.size
         card.dropped.append(self.bytes)  # what is queued may still use it, as in CuPy's pool
