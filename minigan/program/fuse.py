@@ -210,11 +210,13 @@ def fuse(calls: Sequence[Call], threads: int, loops_only: bool = False) -> list[
     """The calls as nodes, in an order in which they can be made; those that are planned are, for so many threads.
 
     loops_only: for a GPU: nothing stands behind a product, and a loop sums over rows, over columns, or over all, since
-        that decides which thread has which element.
+        that decides which thread has which element. Loops that read the same array are made one, also where neither
+        needs the other: each would be a launch, and read it from far.
     """
     needs = dependencies((call.reads, call.writes) for call in calls)
     groups: list[Group] = []
     of_call: list[Group] = []
+    readers: dict[Buffer, list[Group]] = {}
     for k, call in enumerate(calls):
         walk = as_walk(call)
         direct = {of_call[i].now() for i in needs[k]}
@@ -238,6 +240,12 @@ def fuse(calls: Sequence[Call], threads: int, loops_only: bool = False) -> list[
         of_call.append(group)
         for other in sorted(direct - {group}, key=lambda g: -g.position):
             _take_in(group, other, loops_only)
+        for buffer in _arrays(walk) if loops_only and walk else ():
+            others = {g.now() for g in readers.get(buffer, ())} - {group}
+            for other in sorted(others, key=lambda g: -g.position):
+                if not reaches([other], group):
+                    _take_in(group, other, loops_only)
+            readers.setdefault(buffer, []).append(group)
     alive = [group for group in groups if group.joined is None]
     return [group.node for group in in_order(alive)]
 
@@ -369,6 +377,11 @@ def _open(node: Node, walks: Sequence[Walk]) -> bool:
     return all(a.key == there.key for a in reads) and all(sum_kind(w) in allowed for w in walks)
 
 
+def _arrays(walk: Walk) -> list[Buffer]:
+    """The memory that a walk reads, but for single numbers."""
+    return [a.ref.buffer for a in walk.inputs if a.row or a.column]
+
+
 def _one_kind(walks: Sequence[Walk]) -> bool:
     """Whether all sums of a loop are over the same axes."""
     return len({sum_kind(walk) for walk in walks} - {"", "finite"}) < 2
@@ -398,7 +411,7 @@ def _join(group: Group, walk: Walk) -> None:
 
 
 def _take_in(group: Group, other: Group, loops_only: bool) -> None:
-    """Merge `other`, which `group` needs directly, into it if both can be one loop, behind one product at most."""
+    """Merge `other`, which does not need `group`, into it if both can be one loop, behind one product at most."""
     mine, theirs = group.node, other.node
     if _is_closed(mine) or _is_closed(theirs) or not mine.walks or (mine.product and theirs.product):
         return
