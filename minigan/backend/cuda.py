@@ -350,12 +350,6 @@ def synchronize(device: str) -> None:
 # What a compiled step needs besides
 
 
-def pinned(nbytes: int, device: str) -> Array:
-    """Bytes of the host's memory that a device copies from and to by itself, while Python goes on."""
-    with on(device) as cupy:
-        return np.frombuffer(cupy.cuda.alloc_pinned_memory(max(nbytes, 1)), np.uint8)[:nbytes]
-
-
 def copy_bytes(device: str, to: int, source: int, nbytes: int) -> None:
     """Copy in the current stream, between addresses of the device or of pinned memory."""
     with on(device) as cupy:
