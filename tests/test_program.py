@@ -11,6 +11,7 @@ from minigan.nn.module import ASSIGN
 from minigan.program import plan
 from minigan.registry import primitives
 from minigan.tape import apply
+from minigan.trace import require
 
 ONCE = settings(QUICK, max_examples=1)
 
@@ -316,6 +317,26 @@ def test_a_tensor_that_is_overwritten_by_a_view_of_itself(key, plain):
 
     mg.compile(function)()
     np.testing.assert_array_equal(w.numpy(), expected)
+
+
+@pytest.mark.parametrize("fuse", [True, False])
+def test_a_tensor_and_a_view_of_it_are_put_back_after_a_failure(fuse, plain):
+    w, found = mg.tensor(np.arange(4.0)), []
+
+    def function(x):
+        with mg.no_grad():
+            apply(ASSIGN, w[1:], x[1:])
+            apply(ASSIGN, w, w * 3.0)
+        require(mg.ops.all_finite([x]).array, lambda: None)
+
+    step = mg.compile(function, fuse=fuse)
+    step(np.ones(4))
+    step.function = lambda x: found.append(
+        w.numpy().copy()
+    )  # what finds the reason sees what the run has left
+    with np.errstate(all="ignore"):
+        step(np.array([1.0, np.nan, 5.0, 6.0]))
+    assert found[0].tolist() == [0.0, 3.0, 3.0, 3.0]
 
 
 def test_a_tensor_and_a_view_of_it_are_put_back_after_capturing(plain):

@@ -68,9 +68,12 @@ class Program(Runs):
         return fine
 
     def _undo(self) -> None:
-        """Put back what the run has overwritten: up to its last step, or the check that did not hold."""
+        """Put back what the run has overwritten: up to its last step, or the check that did not hold.
+
+        The last comes first: views of one tensor may be among it.
+        """
         reached = min([row for row, flag in self._built.checks if not flag], default=self._rows_done)
-        for row, original, before in self._built.backups:
+        for row, original, before in reversed(self._built.backups):
             if row < max(reached, self._rows_done):
                 np.copyto(original, before)
 
