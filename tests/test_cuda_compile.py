@@ -18,6 +18,7 @@ from minigan.backend import cuda
 from minigan.cuda import launch
 from minigan.linear import MATMUL, TAKE
 from minigan.nn.module import ASSIGN
+from minigan.program import device as programs
 from minigan.tape import apply
 from minigan.trace import host, recorded_by, require, undone_by
 
@@ -266,6 +267,17 @@ def test_a_replay_allocates_nothing_and_launches_one_graph():
     emulator.launches.clear()
     compiled(x)
     assert sum(emulator.launches.values()) == kernels
+
+
+def test_the_first_run_that_is_made_warms_up_what_a_graph_needs(monkeypatch):
+    step, x = mg.compile(lambda x: x * 2.0), draw(3)
+    with monkeypatch.context() as patch:
+        patch.setattr(programs.DeviceProgram, "_take", lambda *given: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            step(x)
+    for graphs in (0, 1, 2):
+        np.testing.assert_array_equal(step(x).numpy(), x.numpy() * 2)
+        assert emulator.calls["graph"] == graphs
 
 
 def test_results_share_the_arena():

@@ -158,7 +158,8 @@ class DeviceProgram(Runs):
         self._indexed = [
             (call, [memory.view_of_host(ref) for ref in call.inputs]) for call in calls if _is_indexed(call)
         ]
-        self._queue, self._graph = cuda.Queue(self._device), None
+        self._queue, self._warm = cuda.Queue(self._device), False
+        self._graph: Any = None
         self.flops = sum(call.flops for row in self._rows for call in row.node.calls)
         self.nbytes = memory.nbytes
 
@@ -197,12 +198,14 @@ class DeviceProgram(Runs):
         fine = False
         try:
             with self._queue.current():
-                if self._runs == 1:
-                    self._issue(pausing=True)
-                else:
-                    if self._graph is None:
-                        self._graph = self._queue.recorded(self._issue)
+                if self._graph is not None:
                     self._queue.repeat(self._graph)
+                elif self._warm:
+                    self._graph = self._queue.recorded(self._issue)
+                    self._queue.repeat(self._graph)
+                else:
+                    self._issue(pausing=True)
+                    self._warm = True
                 self._queue.wait()
             fine = bool(self._fine.all())
         finally:

@@ -108,6 +108,8 @@ def _check(error=CUDARuntimeError):
 def alloc(size):
     _check()
     calls["alloc"] += 1
+    if get_current_stream().is_capturing():
+        raise AssertionError("memory for a graph that is being captured: it would outlive what frees it")
     card = cards[_state.device]
     if card.limit is not None and card.used + card.cached + size > card.limit:
         raise OutOfMemoryError(
