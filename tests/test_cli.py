@@ -610,7 +610,7 @@ def test_fetch_says_why_it_cannot(
 def test_every_family_has_its_exit_code(
     error: Exception, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(path: str, raw: bool) -> None:
+    def fail(path: str, raw: bool, device: str) -> None:
         raise error
 
     monkeypatch.setattr(look, "sampler", fail)
