@@ -164,7 +164,10 @@ def test_a_file_of_settings(capsys: pytest.CaptureFixture[str]) -> None:
         """
     )
     assert cli.main(["train", "own.toml", "--steps", "15"]) == 0
-    assert "own: 300 samples, 15 steps of batch 16, seed 0; run folder runs/own\n" in capsys.readouterr().out
+    assert (
+        "own: 300 samples, 15 steps of batch 16, seed 0, on cpu; run folder runs/own\n"
+        in capsys.readouterr().out
+    )
     config = tomllib.loads(Path("runs/own/config.toml").read_text())
     assert config["ema"] == config["generator"]["output"] == "none"
     assert config["loss"] == "relativistic" and config["generator"]["latent"] == 2

@@ -358,6 +358,22 @@ def test_memory_that_the_pool_keeps_is_freed_once(card: Any) -> None:
     assert (mg.tensor([1.0], device="cuda") + 1.0).numpy() == [2.0]  # nothing is lost by it
 
 
+def test_a_kernel_without_memory_breaks_nothing(card: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = mg.tensor([1.0], device="cuda")
+    launch = emulator.RawKernel.__call__
+
+    def full(*arguments: Any, **options: Any) -> None:
+        error = emulator.CUDADriverError("CUDA_ERROR_OUT_OF_MEMORY: out of memory")
+        error.status = 2
+        raise error
+
+    monkeypatch.setattr(emulator.RawKernel, "__call__", full)
+    with pytest.raises(mg.DeviceError, match="cuda:0: no memory left: CUDA_ERROR_OUT_OF_MEMORY"):
+        mg.ops.exp(x)
+    monkeypatch.setattr(emulator.RawKernel, "__call__", launch)
+    np.testing.assert_allclose(mg.ops.exp(x).numpy(), [np.e], rtol=1e-6)
+
+
 @pytest.mark.parametrize("what", ["launch", "copy", "allocation"])
 def test_a_card_that_has_failed_is_dead(card: Any, what: str) -> None:
     x = mg.tensor([1.0], device="cuda")

@@ -23,6 +23,7 @@ from minigan.errors import DeviceError, ShapeError
 
 NAME = re.compile(r"cuda(?::(\d+))?")
 TF32 = 3  # CUBLAS_TF32_TENSOR_OP_MATH
+NO_MEMORY = 2  # cudaErrorMemoryAllocation and CUDA_ERROR_OUT_OF_MEMORY
 
 
 class _State:
@@ -121,6 +122,8 @@ def on(device: str) -> Iterator[Any]:
     except cupy.cuda.memory.OutOfMemoryError as error:
         raise DeviceError(f"{device}: {error}") from None
     except _failures() as error:
+        if getattr(error, "status", 0) == NO_MEMORY:  # for a kernel's text or its stack, which breaks nothing
+            raise DeviceError(f"{device}: no memory left: {error}") from None
         _State.dead = f"{device} failed, and with it all that this process has there: {error}"
         raise DeviceError(_State.dead) from None
 

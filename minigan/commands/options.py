@@ -30,7 +30,12 @@ def choice(help: str, names: Sequence[str]) -> Any:
 Debug = Annotated[bool, typer.Option("--debug", help="On an error, print the traceback.")]
 DataDir = Annotated[str | None, typer.Option(help="Where the files of data sets with a name are.")]
 Device = Annotated[
-    str, choice("Where to compute; auto: on a GPU if there is one.", ("auto", "cpu", "cuda", "cuda:N"))
+    str,
+    typer.Option(
+        help="Where to compute; auto: on a GPU if there is one.",
+        metavar="auto|cpu|cuda|cuda:N",
+        autocompletion=among(("auto", "cpu", "cuda")),
+    ),
 ]
 Run = Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT", help="A run folder, or a checkpoint file.")]
 
