@@ -295,11 +295,11 @@ def tensor(array: Any, dtype: Any = None, device: str | None = None) -> Tensor:
     >>> mg.tensor([1, 2.5])
     Tensor([1. , 2.5], dtype=float32)
     """
-    array = array.array if isinstance(array, Tensor) else array
-    there = device_of(array) if cuda.found(array) else "cpu"
-    wanted = there if device is None else device_name(device)
-    host = native(cuda.fetch(array) if there != "cpu" else array, dtype, copy=True)
-    return Tensor(moved(host, wanted))
+    if isinstance(array, Tensor):
+        reads(array.array, "tensor()")
+        array = array.array
+    wanted = device_name(device or (device_of(array) if cuda.found(array) else None))
+    return Tensor(moved(native(moved(array, "cpu"), dtype, copy=True), wanted))
 
 
 def asarray(array: Any, dtype: Any = None, device: str | None = None) -> Tensor:

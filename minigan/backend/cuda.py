@@ -374,16 +374,23 @@ class Queue:
         self._device = device
         with on(device) as cupy:
             self._stream = cupy.cuda.Stream(non_blocking=True)
-            self._event = cupy.cuda.Event(disable_timing=True)
+            self._before, self._after = (cupy.cuda.Event(disable_timing=True) for _ in range(2))
 
     @contextlib.contextmanager
-    def current(self) -> Iterator[None]:
-        """Put the work of the block here, behind all that the caller's stream has to do so far."""
+    def current(self, followed: bool = False) -> Iterator[None]:
+        """Put the work of the block here, behind all that the caller's stream has to do so far.
+
+        If it is `followed`, that stream waits for it with what it has to do from then on.
+        """
         with on(self._device) as cupy:
-            cupy.cuda.get_current_stream().record(self._event)
-            self._stream.wait_event(self._event)
+            caller = cupy.cuda.get_current_stream()
+            caller.record(self._before)
+            self._stream.wait_event(self._before)
             with self._stream:
                 yield
+            if followed:
+                self._stream.record(self._after)
+                caller.wait_event(self._after)
 
     def wait(self) -> None:
         """Wait until all work is done."""

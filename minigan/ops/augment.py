@@ -59,7 +59,8 @@ def augment(x: TensorLike, policy: str, random: Stream, span: float = 1.0) -> Te
     count, height, width, channels = images.shape
     if "brightness" in made:
         with no_grad():
-            brighter = random.uniform((count, 1, 1, 1), -BRIGHTER * span, BRIGHTER * span, images.dtype)
+            shape = (count, 1, 1, 1)
+            brighter = random.uniform(shape, -BRIGHTER * span, BRIGHTER * span, images.dtype, images.device)
         images = images + brighter
     if made in ((), ("brightness",)):
         return images

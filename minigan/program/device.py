@@ -27,6 +27,7 @@ from minigan.program.grids import Grid, grid_of
 from minigan.program.plan import ALIGNMENT, Life, Step, lives, moments, place
 from minigan.program.runs import Runs
 from minigan.tape import copy
+from minigan.trace import state
 
 POISON = 0xFF  # NaN, whichever float it is read as
 
@@ -198,11 +199,10 @@ class DeviceProgram(Runs):
         fine = False
         try:
             with self._queue.current():
-                if self._graph is not None:
+                if self._warm:
+                    self._graph = self._graph or self._queue.recorded(self._issue)
                     self._queue.repeat(self._graph)
-                elif self._warm:
-                    self._graph = self._queue.recorded(self._issue)
-                    self._queue.repeat(self._graph)
+                    state.meanwhile()
                 else:
                     self._issue(pausing=True)
                     self._warm = True
@@ -272,12 +272,10 @@ class DeviceProgram(Runs):
         if not copy:
             return self._outputs
         copies = [self._new(x) for x in self._outputs]
-        with (
-            self._queue.current()
-        ):  # and not in the caller's stream, which the next run of another thread does not know
+        # Not in the caller's stream, which the next run of another thread does not know.
+        with self._queue.current(followed=True):
             for own, x in zip(copies, self._outputs, strict=True):
                 _copy(own, x)
-            self._queue.wait()
         return copies
 
     def _new(self, like: Array) -> Array:
