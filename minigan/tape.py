@@ -341,7 +341,12 @@ def _planned(
 ) -> Plan:
     """The plan of a call, kept for the next of its kind: to make one takes longer than to run it."""
     theirs, ours = ([_Form(x.shape, x.strides, x.dtype) for x in xs] for xs in (outs, arrays))
-    key = primitive, *theirs, *ours, repr(attributes)  # whose slices and zeros with a sign are no keys themselves
+    key = (
+        primitive,
+        *theirs,
+        *ours,
+        repr(attributes),
+    )  # whose slices and zeros with a sign are no keys themselves
     plan = _plans.get(key)
     if plan is None:
         if len(_plans) >= MANY_PLANS:

@@ -106,9 +106,9 @@ def moved_arrays(value: Any, device: str) -> Any:
 def host(function: Callable[[], Result], device: str = "cpu") -> Result:
     """The result of `function`, which a recorded step calls anew in every run, before it computes anything.
 
-    It may have effects in Python, such as counting a step. Its floats, and its arrays, which are NumPy's, of the same
-    shape and dtype each time, are the step's to pass to operations, the arrays on `device`; anything else must be the
-    same in every run.
+    It may have effects in Python, such as counting a step. Its floats, and its arrays, which are NumPy's or on `device`
+    already, of the same shape and dtype each time, are the step's to pass to operations, the arrays on `device`;
+    anything else must be the same in every run.
     """
     with recorded_by(None):  # what the function computes by tensors is not part of the step
         value = function()

@@ -334,7 +334,7 @@ class GAN:
                 report.say("one generated batch a step serves both players")
             step: Step = program.compile(self.step) if compile else self.step
             if self.game.device != "cpu":
-                step = stack.enter_context(self._fetching_ahead(step, batches, compile))
+                step = stack.enter_context(self._fetching_ahead(step, batches))
             count = min(len(samples), COMPARED, max(GRID, NUMBERS // samples[0].size))
             known = {} if classes is None else {"labels": batches.labels}
             compared = Batches(samples, count, Stream(self.seed, "compared"), **known)
@@ -350,12 +350,9 @@ class GAN:
         )
 
     @contextlib.contextmanager
-    def _fetching_ahead(self, step: Step, batches: Batches, compiled: bool) -> Iterator[Step]:
-        """In the block, the step with the arrays of the next one made while it runs on the device.
-
-        A compiled step copies them by itself, and waits until it is done.
-        """
-        self._ahead = ahead = Prefetch(lambda: self._made(batches), "cpu" if compiled else self.game.device)
+    def _fetching_ahead(self, step: Step, batches: Batches) -> Iterator[Step]:
+        """In the block, the step with the arrays of the next one made and sent while it runs on the device."""
+        self._ahead = ahead = Prefetch(lambda: self._made(batches), self.game.device)
 
         def both(batches: Batches) -> dict[str, Tensor]:
             metrics = step(batches)

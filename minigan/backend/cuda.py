@@ -222,6 +222,13 @@ def constant(content: bytes, dtype: np.dtype[Any], device: str) -> Any:
     return put(np.frombuffer(content, dtype).reshape(()), device)
 
 
+def copied(array: Any) -> Any:
+    """A copy of a device's C-contiguous array, made in the current stream."""
+    (own,) = empty([(array.shape, array.dtype)], device_of(array))
+    copy_bytes(device_of(array), address(own), address(array), array.nbytes)
+    return own
+
+
 def fetch(array: Any) -> Array:
     """A copy of a device's array in NumPy's memory, in C order, once all work before is done."""
     with on(device_of(array)):

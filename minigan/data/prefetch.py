@@ -25,7 +25,7 @@ class Prefetch:
     Args:
         make: gives the NumPy arrays of the step that is next when it is called, of the same shapes and dtypes each
             time.
-        device: where they are to be; "cpu" leaves them as they are, for a program that has staging memory of its own.
+        device: where those of floats are to be. Labels and other integers stay where Python can look at them.
 
     What `take` gives is valid until the second call of `begin` after it; a step that reads it has to be in the current
     stream before the first.
@@ -58,23 +58,26 @@ class Prefetch:
         if number == self._number:
             return
         arrays = list(self.make())
-        if self.device == "cpu":
-            self._number, self._found = number, arrays
-            return
         self._number = None
+        self._found = arrays if self.device == "cpu" else self._sent(arrays)
+        self._number = number
+
+    def _sent(self, arrays: list[Array]) -> list[Any]:
+        """The arrays, those of floats on their way to the device."""
+        floats = [x for x in arrays if x.dtype.kind == "f"]
         if not self._sets:
-            self._sets = [self._buffers(arrays) for _ in range(2)]
+            self._sets = [self._buffers(floats) for _ in range(2)]
             self._read = cuda.record(self.device)  # of work that has used this memory before
         self._filled = 1 - self._filled
-        pinned, self._found = self._sets[self._filled]
+        pinned, there = self._sets[self._filled]
         if self._copied[self._filled] is not None:
             cuda.wait(self.device, self._copied[self._filled])
-        for own, array in zip(pinned, arrays, strict=True):
+        for own, array in zip(pinned, floats, strict=True):
             np.copyto(own, array)
-        self._copied[self._filled] = cuda.copy_beside(
-            self.device, self._stream, list(zip(self._found, pinned, strict=True)), self._read
-        )
-        self._number = number
+        pairs = list(zip(there, pinned, strict=True))
+        self._copied[self._filled] = cuda.copy_beside(self.device, self._stream, pairs, self._read)
+        sent = iter(there)
+        return [next(sent) if x.dtype.kind == "f" else x for x in arrays]
 
     def take(self, number: int) -> list[Any]:
         """The arrays of step `number`, on the device for all that the current stream does from now on."""

@@ -33,7 +33,8 @@ class Buffer:
 
     Attributes:
         kind: "temporary" (results of the step), "held" (arrays from outside, such as parameters), "input" (an argument
-            of the step), or "host" (an array that Python works out anew in every run).
+            of the step), "host" (an array that Python works out anew in every run), or "sent" (one that Python has
+            already sent to the GPU then).
         nbytes: its size.
         array: the memory, which replays use too; `None` for a temporary one, whose memory is planned.
     """
@@ -95,8 +96,8 @@ class Call:
 class Hosted(NamedTuple):
     """A function that every run calls before it computes, the place of its first number, and its arrays.
 
-    `numbers` writes what it gives where that is a tuple of floats. The arrays are NumPy's; `buffers` are what stands
-    for them in the step.
+    `numbers` writes what it gives where that is a tuple of floats. The arrays are NumPy's, or on a GPU already;
+    `buffers` are what stands for them in the step.
     """
 
     function: Callable[[], Any]
@@ -277,6 +278,11 @@ class Recorder(trace.Recorder):
             there = own if device == "cpu" else self._like(own, device)
             hosted.buffers.append(self._new("host", there).buffer)
             return there
+        if cuda.is_on_device(value):
+            own = cuda.copied(value)
+            hosted.arrays.append(own)
+            hosted.buffers.append(self._new("sent", own).buffer)
+            return own
         if isinstance(value, dict):
             return {key: self._stand_in(each, hosted, device) for key, each in value.items()}
         if isinstance(value, (list, tuple)):
@@ -300,7 +306,7 @@ def floats_and_arrays(value: Any) -> tuple[list[float], list[Array]]:
         each = stack.pop()
         if isinstance(each, (float, np.floating)):
             numbers.append(float(each))
-        elif isinstance(each, np.ndarray):
+        elif isinstance(each, np.ndarray) or cuda.is_on_device(each):
             arrays.append(each)
         elif isinstance(each, dict):
             stack += reversed(each.values())

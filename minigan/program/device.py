@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minigan.backend import Array, cuda
+from minigan.backend import Array, cuda, device_of
 from minigan.cuda.launch import Operand, Plan, Scratch, issue, run, scratch_of
 from minigan.errors import DeviceError
 from minigan.program import listing
@@ -65,7 +65,8 @@ class _Memory:
         self.nbytes, self.flags = size + len(flags), (size, len(flags))
         staged = 8 * len(recorder.numbers)
         of_hosted: dict[Buffer, int] = {}
-        for buffer in (buffer for hosted in recorder.hosts for buffer in hosted.buffers):
+        hosted_buffers = [buffer for hosted in recorder.hosts for buffer in hosted.buffers]
+        for buffer in (buffer for buffer in hosted_buffers if buffer.kind == "host"):
             of_hosted[buffer] = staged = -(-staged // ALIGNMENT) * ALIGNMENT
             staged += buffer.nbytes
         self._of_hosted = of_hosted
@@ -76,6 +77,8 @@ class _Memory:
         self.numbers[:] = recorder.numbers
         for hosted in recorder.hosts:  # from now on Python writes into memory that the device copies from
             for k, (own, buffer) in enumerate(zip(hosted.arrays, hosted.buffers, strict=True)):
+                if buffer.kind == "sent":
+                    continue
                 at = of_hosted[buffer]
                 mine = self.staging[at : at + own.nbytes].view(own.dtype).reshape(own.shape)
                 np.copyto(mine, own)
@@ -187,7 +190,8 @@ class DeviceProgram(Runs):
         try:
             if arguments or self._indexed:
                 with self._queue.current():
-                    self._take(arguments)
+                    for own, array in zip(self._arguments, arguments, strict=True):
+                        self._take(own, array)
                     for call, arrays in self._indexed:
                         call.primitive.infer(*arrays, **call.attributes)
             with self._uninterrupted():
@@ -214,13 +218,20 @@ class DeviceProgram(Runs):
             self._undo()
         return fine
 
-    def _take(self, arguments: Sequence[Array]) -> None:
-        """Copy the arguments, so as not to rely on memory of the caller's."""
-        for own, array in zip(self._arguments, arguments, strict=True):
-            if own.nbytes and array.flags.c_contiguous:
-                cuda.copy_bytes(self._device, cuda.address(own), cuda.address(array), own.nbytes)
-            else:
-                _copy(own, array)
+    def receive(self, own: Array, array: Array) -> None:
+        """Take over an array that Python has worked out, or sent."""
+        if device_of(own) == "cpu":
+            np.copyto(own, array)
+        else:
+            with self._queue.current(followed=True):  # who sent it may use its memory again
+                self._take(own, array)
+
+    def _take(self, own: Array, array: Array) -> None:
+        """Copy an argument, so as not to rely on memory of the caller's."""
+        if own.nbytes and array.flags.c_contiguous:
+            cuda.copy_bytes(self._device, cuda.address(own), cuda.address(array), own.nbytes)
+        else:
+            _copy(own, array)
 
     def _issue(self, pausing: bool = False) -> None:
         """Put one run into the current stream; with `pausing`, wait after each kernel, so that an error is its own."""
@@ -333,6 +344,6 @@ def _is_indexed(call: Call) -> bool:
     """Whether the values of an input from outside decide about errors, as those of indices do."""
     kinds = [x.kind for sample in call.primitive.samples[:1] for x in sample.inputs]
     return any(
-        kind == "index" and ref.buffer.kind in ("input", "host")
+        kind == "index" and ref.buffer.kind in ("input", "host", "sent")
         for kind, ref in zip(kinds, call.inputs, strict=False)
     )

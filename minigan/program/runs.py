@@ -65,7 +65,11 @@ class Runs(ABC):
                         f"an array that Python works out in every run was {own.dtype} {own.shape} when the step was"
                         f" captured and is {array.dtype} {array.shape} now"
                     )
-                np.copyto(own, array)
+                self.receive(own, array)
+
+    def receive(self, own: Array, array: Array) -> None:
+        """Take over an array that Python has worked out."""
+        np.copyto(own, array)
 
     @abstractmethod
     def run(self, arguments: Sequence[Array]) -> bool:
