@@ -295,11 +295,10 @@ def tensor(array: Any, dtype: Any = None, device: str | None = None) -> Tensor:
     >>> mg.tensor([1, 2.5])
     Tensor([1. , 2.5], dtype=float32)
     """
-    if isinstance(array, Tensor):
-        reads(array.array, "tensor()")
-        array = array.array
-    wanted = device_name(device or (device_of(array) if cuda.found(array) else None))
-    return Tensor(moved(native(moved(array, "cpu"), dtype, copy=True), wanted))
+    if isinstance(array, Tensor) or cuda.found(array):
+        there = array if isinstance(array, Tensor) else Tensor(array)
+        device, array = device or there.device, there.numpy()
+    return Tensor(moved(native(array, dtype, copy=True), device_name(device)))
 
 
 def asarray(array: Any, dtype: Any = None, device: str | None = None) -> Tensor:
@@ -369,12 +368,12 @@ def _named(convert: Any, *values: Any) -> Tensor:
 def _weak(x: TensorLike, other: TensorLike) -> Tensor:
     if not isinstance(x, (bool, int, float, np.generic)) or not isinstance(other, Tensor):
         return tensor(x)
-    number = native(x)
     if not isinstance(x, np.generic):
-        # A number that the labels' dtype does not have stays what it is: comparisons widen it.
-        with contextlib.suppress(OverflowError):
-            number = np.array(x, other.dtype if other.dtype in FLOATS else np.result_type(other.dtype, x))
-    return Tensor(constant(number, other.array))
+        if other.array.dtype in FLOATS:
+            return Tensor(constant(np.array(x, other.array.dtype), other.array))
+        with contextlib.suppress(OverflowError):  # the labels' dtype does not have it: comparisons widen it
+            return Tensor(constant(np.array(x, np.result_type(other.dtype, x)), other.array))
+    return Tensor(constant(native(x), other.array))
 
 
 # Arithmetic
