@@ -29,7 +29,7 @@ from minigan.backend import (
     moved,
     zeros_like,
 )
-from minigan.cuda.launch import Plan, run
+from minigan.cuda.launch import Plan, planned, run
 from minigan.cuda.loops import pointwise
 from minigan.errors import DTypeError, GraphError, ShapeError
 from minigan.kernels.loops import Formula
@@ -321,38 +321,7 @@ def _run_there(
 ) -> None:
     """Run a primitive on the GPU that its arrays are on; a captured step runs later, and nothing looks at values."""
     if _state.recorder is None or not _state.recorder.composes:
-        run(_planned(primitive, outs, arrays, attributes), outs, arrays)
-
-
-class _Form(NamedTuple):
-    """All that a plan is made from."""
-
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    dtype: np.dtype[Any]
-
-
-_plans: dict[Any, Plan] = {}
-MANY_PLANS = 4096
-
-
-def _planned(
-    primitive: Primitive, outs: Sequence[Array], arrays: list[Array], attributes: dict[str, Any]
-) -> Plan:
-    """The plan of a call, kept for the next of its kind: to make one takes longer than to run it."""
-    theirs, ours = ([_Form(x.shape, x.strides, x.dtype) for x in xs] for xs in (outs, arrays))
-    key = (
-        primitive,
-        *theirs,
-        *ours,
-        repr(attributes),
-    )  # whose slices and zeros with a sign are no keys themselves
-    plan = _plans.get(key)
-    if plan is None:
-        if len(_plans) >= MANY_PLANS:
-            _plans.clear()
-        plan = _plans[key] = primitive.plan(theirs, ours, attributes)
-    return plan
+        run(planned(primitive, outs, arrays, attributes), outs, arrays)
 
 
 def _update(
