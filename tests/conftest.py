@@ -1,3 +1,3 @@
 """Fixtures of all tests."""
 
-from device import device as device
+from device import card as card, device as device

@@ -5,7 +5,6 @@ The card in software is the `cupy` that the processes find first on their path.
 
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-
-import minigan as mg
-from minigan.backend import device_name
+from device import needs_compiler, no_card, processes
 
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT))  # the package `benchmarks` is not installed
@@ -27,33 +24,18 @@ from benchmarks.process import Trouble  # noqa: E402
 from benchmarks.runner import Options, Row  # noqa: E402
 from benchmarks.table import DEFAULTS, TABLE  # noqa: E402
 
-SHIM = """
-import sys
-sys.path.append({tests!r})
-import emulator
-sys.modules["cupy"] = emulator
-"""
 STAND_IN = Contestant("stand-in", "numpy", "limits_cuda", "sgemm-16", ("gan",), "", (), "cuda")
 
 
 @pytest.fixture
-def card(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def in_software(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Processes that are started find a card in software."""
-    (tmp_path / "cupy.py").write_text(SHIM.format(tests=str(ROOT / "tests")))
-    (tmp_path / "torch.py").write_text(
-        "raise ImportError"
-    )  # which takes seconds to import where it is installed
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{ROOT}")
+    needs_compiler()
+    # PyTorch takes seconds to import where it is installed.
+    (tmp_path / "torch.py").write_text("raise ImportError")
+    monkeypatch.setenv("PYTHONPATH", processes(tmp_path)["PYTHONPATH"])
     monkeypatch.setenv("MINIGAN_NUMBA", "0")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-
-
-@pytest.fixture
-def real_card() -> None:
-    try:
-        device_name("cuda")
-    except mg.DeviceError as error:
-        pytest.skip(str(error))
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -78,7 +60,7 @@ def test_without_a_card(options: list[str], monkeypatch: pytest.MonkeyPatch) -> 
     assert len(ended.stderr.splitlines()) == 1
 
 
-def test_with_cupy_but_without_a_card(card: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_cupy_but_without_a_card(in_software: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     ended = run("--quick")
     assert (ended.returncode, ended.stdout) == (7, "")
@@ -96,7 +78,7 @@ def test_who_finds_no_card_is_missing_in_every_scenario(monkeypatch: pytest.Monk
         assert rows["minigan-eager"].note.startswith("device 'cuda': ")
 
 
-def test_turns_on_the_card_in_software(card: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_turns_on_the_card_in_software(in_software: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a turn, the limits and the end of a row give, with a product that stands in for both sides' steps."""
     monkeypatch.setattr(runner, "REFERENCE", STAND_IN)
     for rows in rows_of([STAND_IN], "article-64", "wgan-gp"):
@@ -113,7 +95,7 @@ def test_turns_on_the_card_in_software(card: None, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_card_whose_kernels_cannot_be_compiled_is_reported(
-    card: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    in_software: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.setenv("MINIGAN_EMULATOR_DIR", str(tmp_path / "nothing compiled"))
@@ -132,9 +114,7 @@ def test_a_card_whose_kernels_cannot_be_compiled_is_reported(
 
 
 @pytest.mark.slow  # compiles all kernels of two networks by g++
-def test_minigan_on_the_card_in_software(card: None) -> None:
-    if not hasattr(mg.nn.Module, "to"):
-        pytest.skip("this minigan cannot move networks")
+def test_minigan_on_the_card_in_software(in_software: None) -> None:
     for rows in rows_of([c for c in CARD if c.ours], "article-64", "wgan-gp", "dcgan-64"):
         assert [(row.contestant, row.status, row.note) for row in rows.values()] == [
             ("minigan", "ok", ""),
@@ -144,7 +124,9 @@ def test_minigan_on_the_card_in_software(card: None) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("peers", ["none", "torch,torch-graph", "torch-compile,torch-compile-graph", "jax"])
-def test_on_a_real_card(real_card: None, peers: str, tmp_path: Path) -> None:
+def test_on_a_real_card(peers: str, tmp_path: Path) -> None:
+    if no_card():
+        pytest.skip(no_card())
     file = tmp_path / "card.json"
     ended = run("--quick", "article-64", "wgan-gp", "dcgan-64", "--peers", peers, "--json", file)
     assert ended.returncode == 0, ended.stdout + ended.stderr

@@ -1,13 +1,11 @@
-"""Products and convolutions on a GPU, here one in software: against the CPU's, in every layout, parted in every way."""
+"""Products and convolutions on a GPU: against the CPU's, in every layout, parted in every way."""
 
 import itertools
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
-import emulator
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
@@ -22,8 +20,6 @@ from minigan.ops.conv import CONV, CONV_TRANSPOSE, CONV_WEIGHT
 from minigan.ops.shape import _einsum
 from minigan.tape import Primitive, apply
 
-pytestmark = pytest.mark.skipif(emulator.COMPILER is None, reason="the card in software needs g++")
-
 TRIAD = (CONV, CONV_TRANSPOSE, CONV_WEIGHT)
 PRIMITIVES = (MATMUL, _einsum, *TRIAD)
 DTYPES = ("float32", "float64")
@@ -35,24 +31,6 @@ PROPERTY = settings(
     database=None,
     suppress_health_check=list(HealthCheck),
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def card() -> Iterator[None]:
-    """The card in software in CuPy's place."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "cupy", emulator)
-        forget()
-        yield
-        emulator.reset()
-    forget()
-
-
-def forget() -> None:
-    """Let the package look for CuPy anew, as in a process where no array was put on a device."""
-    for cached in (cuda._module, cuda._kernel, cuda.constant):
-        cached.cache_clear()
-    cuda._State.active = False
 
 
 def placed(array: np.ndarray, layout: str) -> tuple[np.ndarray, mg.Tensor]:
@@ -114,7 +92,7 @@ def shaped(random: np.random.Generator, shape: Sequence[int], dtype: str) -> np.
 
 @pytest.mark.parametrize("primitive", PRIMITIVES, ids=lambda p: p.name)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_samples_in_every_layout(primitive: Primitive, dtype: str) -> None:
+def test_samples_in_every_layout(primitive: Primitive, dtype: str, device: str) -> None:
     random = np.random.default_rng(0)
     for sample in primitive.samples:
         for layouts in (pair for layout in LAYOUTS for pair in ((layout, "C"), ("F", layout))):
@@ -145,7 +123,7 @@ def factors(draw: Any) -> tuple[list[tuple[int, ...]], bool, bool]:
     st.data(),
 )
 @PROPERTY
-def test_products(drawn: Any, layouts: Any, dtype: str, data: Any) -> None:
+def test_products(device: str, drawn: Any, layouts: Any, dtype: str, data: Any) -> None:
     shapes, ta, tb = drawn
     random = np.random.default_rng(1)
     given = []
@@ -198,7 +176,7 @@ def test_how_products_are_made(a: Any, b: Any, transposed: tuple[bool, bool], st
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_no_terms_make_zeros(dtype: str) -> None:
+def test_no_terms_make_zeros(dtype: str, device: str) -> None:
     a, b = (mg.tensor(np.empty(shape, dtype), device="cuda") for shape in ((3, 0), (0, 2)))
     assert (a @ b).numpy().tolist() == [[0, 0]] * 3
     x, w = np.ones((2, 3, 3, 0), dtype), np.ones((2, 2, 0, 4), dtype)
@@ -210,7 +188,7 @@ def test_no_terms_make_zeros(dtype: str) -> None:
     assert gw.shape == (2, 2, 1, 4) and not gw.numpy().any()
 
 
-def test_affine_maps_and_diagonals() -> None:
+def test_affine_maps_and_diagonals(device: str) -> None:
     random = np.random.default_rng(2)
     x, w, b = (
         shaped(random, (5, 3), "float32"),
@@ -276,7 +254,9 @@ def calls(drawn: dict[str, Any]) -> list[tuple[Primitive, str, str, dict[str, An
     convolutions(), st.sampled_from(LAYOUTS), st.sampled_from(LAYOUTS), st.sampled_from(DTYPES), st.booleans()
 )
 @PROPERTY
-def test_convolutions(drawn: dict[str, Any], one: str, other: str, dtype: str, small: bool) -> None:
+def test_convolutions(
+    device: str, drawn: dict[str, Any], one: str, other: str, dtype: str, small: bool
+) -> None:
     random = np.random.default_rng(3)
     arrays = {name: shaped(random, drawn[name], dtype) for name in "xwy"}
     with parted(small):
@@ -301,7 +281,7 @@ POINTS = {
 
 @pytest.mark.parametrize("drawn", [EXAMPLE, DEPTHWISE, POINTS], ids=["grouped", "depthwise", "pointwise"])
 @pytest.mark.parametrize("small", [False, True])
-def test_what_is_not_finite_stays_so(drawn: dict[str, Any], small: bool) -> None:
+def test_what_is_not_finite_stays_so(drawn: dict[str, Any], small: bool, device: str) -> None:
     random = np.random.default_rng(4)
     with parted(small), np.errstate(all="ignore"):
         for (primitive, left, right, attributes), value, which in itertools.product(
@@ -320,7 +300,7 @@ def test_what_is_not_finite_stays_so(drawn: dict[str, Any], small: bool) -> None
 @pytest.mark.parametrize(
     "case", [*calls(EXAMPLE), *calls(DEPTHWISE), *calls(POINTS)], ids=lambda case: f"{case[0].name}"
 )
-def test_derivatives_of_both_orders(case: Any) -> None:
+def test_derivatives_of_both_orders(case: Any, device: str) -> None:
     primitive, left, right, attributes = case
     drawn = {4: DEPTHWISE, 2: EXAMPLE, 1: POINTS}[attributes["groups"]]
     derivatives(primitive, [drawn[left], drawn[right]], attributes)
@@ -328,7 +308,7 @@ def test_derivatives_of_both_orders(case: Any) -> None:
 
 @pytest.mark.parametrize("ta", [False, True])
 @pytest.mark.parametrize("tb", [False, True])
-def test_derivatives_of_products(ta: bool, tb: bool) -> None:
+def test_derivatives_of_products(ta: bool, tb: bool, device: str) -> None:
     shapes = [(2, 5, 3) if ta else (2, 3, 5), (2, 4, 5) if tb else (2, 5, 4)]
     derivatives(MATMUL, shapes, {"ta": ta, "tb": tb})
 
@@ -392,7 +372,7 @@ def test_what_lies_right_is_not_copied() -> None:
     ],
     ids=["padded mean", "mean", "upsampled", "shuffled", "normalised"],
 )
-def test_compositions(function: Any) -> None:
+def test_compositions(function: Any, device: str) -> None:
     x = shaped(np.random.default_rng(6), (2, 6, 5, 4), "float32")
     found = function(mg.tensor(x, device="cuda"))
     assert found.device == "cuda:0"

@@ -15,6 +15,7 @@ from typing import Any
 import emulator
 import numpy as np
 import pytest
+from device import forget, processes
 from undrawn import leave_pictures_empty
 
 import minigan as mg
@@ -30,14 +31,7 @@ from minigan.tensor import Tensor
 IMAGES = mg.data.digits()[0][:200]
 LABELS = mg.data.digits()[1][:200]
 CLOSE = 2e-4  # of losses after some steps, whose differences in rounding grow
-needs_compiler = pytest.mark.skipif(emulator.COMPILER is None, reason="the emulated card needs g++")
-
-
-def forget() -> None:
-    """Let the next question find out anew what GPUs there are."""
-    for cache in (cuda._module, cuda._failures, cuda._kernel, cuda.constant):
-        cache.cache_clear()
-    cuda._State.active, cuda._State.dead = False, ""
+needs_compiler = pytest.mark.skipif(emulator.COMPILER is None, reason="the card in software needs g++")
 
 
 @pytest.fixture(autouse=True)
@@ -47,17 +41,6 @@ def as_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     forget()
     yield
     forget()
-
-
-@pytest.fixture
-def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The emulator in the place of CuPy; gives its first card."""
-    if emulator.COMPILER is None:
-        pytest.skip("the emulated card needs g++")
-    monkeypatch.setitem(sys.modules, "cupy", emulator)
-    emulator.reset()
-    yield emulator.cards[0]
-    emulator.reset()
 
 
 # Networks
@@ -227,7 +210,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-@needs_compiler
 @pytest.mark.parametrize("name", SETTINGS)
 def test_training_on_a_device_makes_the_steps_of_the_cpu(card: Any, name: str) -> None:
     labels = LABELS if "classes" in SETTINGS[name] else None
@@ -243,7 +225,6 @@ def test_training_on_a_device_makes_the_steps_of_the_cpu(card: Any, name: str) -
     np.testing.assert_allclose(there.interpolate(2, 3), here.interpolate(2, 3), atol=CLOSE)
 
 
-@needs_compiler
 @pytest.mark.parametrize("name", ["plain", "two steps, shared", "classes"])
 def test_compiled_training_on_a_device_makes_the_steps_of_the_cpu(card: Any, name: str) -> None:
     labels = LABELS if "classes" in SETTINGS[name] else None
@@ -263,14 +244,12 @@ def test_compiled_training_on_a_device_makes_the_steps_of_the_cpu(card: Any, nam
         assert abs(ours[key] - theirs[key]) <= CLOSE * max(1.0, abs(ours[key]))
 
 
-@needs_compiler
 def test_importance_weights_are_computed_with_on_a_device(card: Any) -> None:
     options: dict[str, Any] = {"sampling": "balanced", "importance_weights": True, "labels": LABELS}
     ours, theirs = fit(gan(), **options).records[0], fit(gan("cuda"), **options).records[0]
     assert abs(ours["d_loss"] - theirs["d_loss"]) <= CLOSE
 
 
-@needs_compiler
 def test_a_run_moves_between_devices(card: Any) -> None:
     whole = gan(penalty=mg.penalties.r1(0.1))
     fit(whole, 30)
@@ -293,7 +272,6 @@ def test_a_run_moves_between_devices(card: Any) -> None:
     assert train.restore("there.safetensors").game.device == "cpu"
 
 
-@needs_compiler
 def test_a_file_without_a_device_is_of_the_cpu(card: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     environment = state.environment
 
@@ -306,7 +284,6 @@ def test_a_file_without_a_device_is_of_the_cpu(card: Any, monkeypatch: pytest.Mo
     assert [each["event"] for each in fit(gan(), 20, out="run", resume=True).events] == ["resumed"]
 
 
-@needs_compiler
 def test_what_is_not_finite_is_found_on_a_device(card: Any) -> None:
     model = gan("cuda")
     fit(model, 2)
@@ -325,7 +302,6 @@ def test_what_is_not_finite_is_found_on_a_device(card: Any) -> None:
     assert [each["event"] for each in events] == ["skipped"] * 2
 
 
-@needs_compiler
 def test_looks_at_a_game_are_those_of_the_cpu(card: Any) -> None:
     here, there = gan(), gan("cuda")
     ours, theirs = (
@@ -406,7 +382,6 @@ def failing(model: mg.GAN, step: int, fail: Callable[[], None]) -> None:
     model._seek = then  # type: ignore[method-assign]
 
 
-@needs_compiler
 @pytest.mark.parametrize("compile", [False, True])
 def test_a_failure_names_its_step_and_saves_nothing(card: Any, compile: bool) -> None:
     model = gan("cuda")
@@ -429,7 +404,6 @@ def test_a_failure_names_its_step_and_saves_nothing(card: Any, compile: bool) ->
     assert fit(gan("cuda"), 20, out="run", resume=True).records[-1]["step"] == 20
 
 
-@needs_compiler
 @pytest.mark.parametrize("compile", [False, True])
 def test_no_memory_in_a_step_ends_the_run_where_it_was(card: Any, compile: bool) -> None:
     model = gan("cuda")
@@ -472,21 +446,11 @@ else:
 """
 
 
-def emulated(folder: Path) -> dict[str, str]:
-    """The environment of a process that imports the emulator as CuPy."""
-    tests = str(Path(__file__).parent)
-    text = f"import sys; sys.path.append({tests!r}); import emulator; sys.modules['cupy'] = emulator\n"
-    (folder / "modules").mkdir()
-    (folder / "modules" / "cupy.py").write_text(text)
-    paths = [str(folder / "modules"), str(Path(mg.__file__).parents[1])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-
-
 @needs_compiler
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a system without fork")
 def test_a_fork_has_no_device(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", FORKED], env=emulated(tmp_path), capture_output=True, text=True, check=False
+        [sys.executable, "-c", FORKED], env=processes(tmp_path), capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split("\n")[:-1] == ["True", "True", "True", "child [2.]", "parent [2.]"]
@@ -613,7 +577,7 @@ def test_devices_that_are_none(device: str, capsys: pytest.CaptureFixture[str]) 
 
 
 def command(tmp_path: Path) -> Callable[..., tuple[int, str, str]]:
-    environment = emulated(tmp_path)
+    environment = processes(tmp_path)
 
     def run(*arguments: str) -> tuple[int, str, str]:
         done = subprocess.run(
