@@ -51,7 +51,7 @@ def rows_of(contestants: list[Contestant], *names: str) -> list[dict[str, Row]]:
         one.close()
 
 
-@pytest.mark.parametrize("options", [[], ["--quick"], ["--quick", "article-64", "--peers", "none"]])
+@pytest.mark.parametrize("options", [[], ["--quick", "article-64", "--peers", "none"]])
 def test_without_a_card(options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     ended = run(*options)

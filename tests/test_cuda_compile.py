@@ -103,21 +103,24 @@ def check_random_step(seed, length, dtype):
                 np.testing.assert_allclose(x, e, rtol=1e-6 * ("float32" in str(e.dtype)) or 1e-9, atol=1e-7)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_random_steps(seed, device):
     check_random_step(seed, 12, ["float64", "float32"][seed % 2])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3, 60))
+@pytest.mark.parametrize("seed", range(2, 60))
 def test_more_random_steps(seed, device):
     check_random_step(seed, 25, ["float64", "float32"][seed % 2])
 
 
-SHAPES = [(1, 5), (2, 3), (37, 1), (33, 70), (5, 600), (3000, 3), (600, 40), (9000, 1)]
+SHAPES = [(1, 5), (33, 70), (3000, 3), (9000, 1)]
+MORE_SHAPES = [
+    pytest.param(shape, marks=pytest.mark.slow) for shape in [(2, 3), (37, 1), (5, 600), (600, 40)]
+]
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shape", [*SHAPES, *MORE_SHAPES], ids=str)
 @pytest.mark.parametrize("axis", [0, 1, None])
 def test_sums_of_any_size(shape, axis, device):
     """Of float32 within its last bits, as they are added up in float64; with what stands before them stored too."""
@@ -155,7 +158,7 @@ def test_loops_that_read_one_array_are_one_unless_one_needs_the_other(device):
     assert len(both.program) == 1
 
 
-@pytest.mark.parametrize("axis", [0, 1, None])
+@pytest.mark.parametrize("axis", [0, pytest.param(1, marks=pytest.mark.slow), None])
 def test_sums_do_not_depend_on_what_else_runs(axis, device):
     x = draw(900, 70)
     found = {mg.compile(lambda x: mg.ops.tanh(x).sum(axis))(x).numpy().tobytes() for _ in range(3)}

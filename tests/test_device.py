@@ -208,9 +208,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "unrolled packs": {"unroll": 2, "pack": 2},
     "classes": {"classes": 10},
 }
+eager_and_compiled = pytest.mark.parametrize("compile", [pytest.param(False, marks=pytest.mark.slow), True])
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+def all_but(quick: str) -> list[Any]:
+    """The settings' names, all but one slow: tests/test_cuda_games.py has more of them, in float64."""
+    return [name if name == quick else pytest.param(name, marks=pytest.mark.slow) for name in SETTINGS]
+
+
+@pytest.mark.parametrize("name", all_but("classes"))
 def test_training_on_a_device_makes_the_steps_of_the_cpu(card: Any, name: str) -> None:
     labels = LABELS if "classes" in SETTINGS[name] else None
     here, there = gan(**SETTINGS[name]), gan("cuda", **SETTINGS[name])
@@ -225,7 +231,7 @@ def test_training_on_a_device_makes_the_steps_of_the_cpu(card: Any, name: str) -
     np.testing.assert_allclose(there.interpolate(2, 3), here.interpolate(2, 3), atol=CLOSE)
 
 
-@pytest.mark.parametrize("name", ["plain", "two steps, shared", "classes"])
+@pytest.mark.parametrize("name", all_but("two steps, shared"))
 def test_compiled_training_on_a_device_makes_the_steps_of_the_cpu(card: Any, name: str) -> None:
     labels = LABELS if "classes" in SETTINGS[name] else None
     here, there = gan(**SETTINGS[name]), gan("cuda", **SETTINGS[name])
@@ -382,7 +388,7 @@ def failing(model: mg.GAN, step: int, fail: Callable[[], None]) -> None:
     model._seek = then  # type: ignore[method-assign]
 
 
-@pytest.mark.parametrize("compile", [False, True])
+@eager_and_compiled
 def test_a_failure_names_its_step_and_saves_nothing(card: Any, compile: bool) -> None:
     model = gan("cuda")
 
@@ -404,7 +410,7 @@ def test_a_failure_names_its_step_and_saves_nothing(card: Any, compile: bool) ->
     assert fit(gan("cuda"), 20, out="run", resume=True).records[-1]["step"] == 20
 
 
-@pytest.mark.parametrize("compile", [False, True])
+@eager_and_compiled
 def test_no_memory_in_a_step_ends_the_run_where_it_was(card: Any, compile: bool) -> None:
     model = gan("cuda")
 
@@ -576,35 +582,21 @@ def test_devices_that_are_none(device: str, capsys: pytest.CaptureFixture[str]) 
 # The command line on a device
 
 
-def command(tmp_path: Path) -> Callable[..., tuple[int, str, str]]:
-    environment = processes(tmp_path)
+def test_commands_on_a_device(card: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(*arguments: str) -> tuple[str, str]:
+        forget()  # as a command that is given anew
+        code = cli.main(list(arguments))
+        printed = capsys.readouterr()
+        assert code == 0, printed.err
+        return printed.out, printed.err
 
-    def run(*arguments: str) -> tuple[int, str, str]:
-        done = subprocess.run(
-            [sys.executable, str(Path(__file__).parent / "undrawn.py"), *arguments],
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        return done.returncode, done.stdout, done.stderr
-
-    return run
-
-
-@needs_compiler
-def test_commands_on_a_device(tmp_path: Path) -> None:
-    run = command(tmp_path)
     # Without a schedule, a run may be longer than it was to be.
     short = ["train", "--steps", "10", "--batch", "4", "--monitor-every", "0", "--set", "optimizer.lr=0.001"]
-    code, out, err = run(*short, "--out", "run")  # auto
-    assert code == 0, err
+    out, err = run(*short, "--out", "run")  # auto
     assert ", on cuda:0; run folder run" in out
-    code, out, err = run("train", "--resume", "run", "--steps", "20", "--device", "cpu")
-    assert code == 0, err
+    out, err = run("train", "--resume", "run", "--steps", "20", "--device", "cpu")
     assert ", on cpu; run folder run" in out and "device was 'cuda, emulated card" in err
     for device in ("cpu", "cuda:1"):
-        code, out, err = run("sample", "run", "-n", "3", "--out", f"{device[:4]}.npz", "--device", device)
-        assert code == 0, err
+        run("sample", "run", "-n", "3", "--out", f"{device[:4]}.npz", "--device", device)
     ours, theirs = (np.load(f"{name}.npz")["samples"] for name in ("cpu", "cuda"))
     np.testing.assert_allclose(ours, theirs, atol=1e-6)

@@ -24,6 +24,8 @@ import numpy as np
 HERE = Path(__file__).parent
 COMPILER = shutil.which("g++")
 FLAGS = ("-std=c++17", "-O1", "-ffp-contract=off", "-shared", "-fPIC", "-w")
+# Kernels find the C library in the process: to look for it when linking is half of the time that a small text takes.
+OF_KERNELS = (*FLAGS, "-nostdlib")
 POISON = 0xAB  # what memory holds before it is written
 CARDS = 2
 
@@ -385,7 +387,7 @@ def _folder():
     return folder
 
 
-def _compiled(source, flags=FLAGS):
+def _compiled(source, flags):
     """The path of the library that g++ makes of C++ text."""
     name = hashlib.sha256(repr((source, flags)).encode()).hexdigest()[:24]
     path = _folder() / f"{name}.so"
@@ -405,7 +407,7 @@ def _compiled(source, flags=FLAGS):
 
 @functools.cache
 def _grid():
-    return ctypes.CDLL(str(_compiled((HERE / "grid.cpp").read_text())), mode=ctypes.RTLD_GLOBAL)
+    return ctypes.CDLL(str(_compiled((HERE / "grid.cpp").read_text(), FLAGS)), mode=ctypes.RTLD_GLOBAL)
 
 
 class RawModule:
@@ -418,19 +420,44 @@ class RawModule:
         return RawKernel(self.code, name)
 
 
+_OWN = [(HERE / name).read_text() for name in ("host.h", "__init__.py")]  # which libraries depend on too
+_wanted = {}  # texts that no library was made of yet, with the names of their kernels, by digest
+
+
+def _compile_wanted():
+    """Make one library of all texts that are waited for: to start g++ and to link takes longer than one text."""
+    text = _OWN[0]
+    for digest, (code, name) in _wanted.items():
+        text += f"\n#define {name} {name}_{digest}\nnamespace text_{digest} {{\n{code}\n}}\n"
+        text += (
+            f'extern "C" void entry_{digest}(void** values) {{ called(text_{digest}::{name}, values); }}\n'
+        )
+        text += f"#undef {name}\n"
+    library = _compiled(text, OF_KERNELS)
+    for digest in _wanted:
+        temporary = library.with_name(f"{digest}.{os.getpid()}.tmp")
+        os.link(library, temporary)
+        temporary.replace(library.with_name(f"{digest}.so"))
+    _wanted.clear()
+
+
 @functools.cache
-def _entry(code, name):
+def _entry(digest):
     _grid()
-    text = (HERE / "host.h").read_text() + code
-    text += f'\nextern "C" void entry_{name}(void** values) {{ called({name}, values); }}\n'
-    return getattr(ctypes.CDLL(str(_compiled(text))), f"entry_{name}")
+    path = _folder() / f"{digest}.so"
+    if not path.exists():
+        _compile_wanted()
+    return getattr(ctypes.CDLL(str(path)), f"entry_{digest}")
 
 
 class RawKernel:
     """As `cupy.RawKernel`: `kernel(grid, block, arguments)` puts a run into the current stream's queue."""
 
     def __init__(self, code, name):
-        self.entry, self.name, self.barriers = _entry(code, name), name, "__syncthreads" in code
+        self.name, self.barriers = name, "__syncthreads" in code
+        self.digest = hashlib.sha256(repr((_OWN, code, name)).encode()).hexdigest()[:24]
+        if not (_folder() / f"{self.digest}.so").exists():
+            _wanted[self.digest] = code, name
         parameters = re.search(rf"\b{name}\s*\(([^)]*)\)", code).group(1)
         self.count = len(parameters.split(",")) if parameters.strip() else 0
 
@@ -460,7 +487,7 @@ class RawKernel:
 
         def work(kept=values):
             launches[self.name] += 1
-            if _grid().run_grid(self.entry, pointers, blocks, threads, int(self.barriers)):
+            if _grid().run_grid(_entry(self.digest), pointers, blocks, threads, int(self.barriers)):
                 raise AssertionError(f"{self.name}: some threads ended while others waited at a barrier")
 
         get_current_stream().do(work)
