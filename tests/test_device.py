@@ -43,6 +43,47 @@ def as_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     forget()
 
 
+# Tensors
+
+
+def there(*numbers: Any) -> mg.Tensor:
+    return mg.tensor(list(numbers), device="cuda")
+
+
+@needs_compiler
+def test_a_cupy_array_that_is_the_first_of_the_process(card: Any) -> None:
+    array = emulator.empty((2,), np.float32)
+    array.set(np.array([1.0, 2.0], np.float32))
+    y = mg.tensor(array, device="cuda")
+    assert y.device == "cuda:0" and y.numpy().tolist() == [1.0, 2.0]
+    assert mg.asarray(array).array is array
+
+
+@pytest.mark.parametrize("dtype", ["float16", "complex64"])
+@pytest.mark.parametrize("make", [mg.tensor, mg.asarray])
+def test_dtypes_of_cupy_arrays_are_those_of_tensors(card: Any, make: Any, dtype: str) -> None:
+    with pytest.raises(mg.DTypeError, match=dtype):
+        make(emulator.empty((2,), np.dtype(dtype)))
+
+
+@needs_compiler
+def test_numbers_go_along_with_any_tensor(card: Any) -> None:
+    y = there(1.0, 2.0, 3.0)
+    for x in (y * 2**70, mg.ops.where(y > 1.0, 1.0, 0.0), y * np.float64(2), mg.ops.where(y > 1.0, y, 0)):
+        assert x.device == "cuda:0"
+    assert mg.ops.where(y > 1.0, 1.0, 0).numpy().tolist() == [0.0, 1.0, 1.0]
+    assert mg.ops.where(y > 1.0, 1.0, 0).dtype == np.float32
+
+
+@needs_compiler
+def test_a_mask_of_another_device_is_refused(card: Any) -> None:
+    x, y = mg.tensor([1.0, 2.0, 3.0]), there(1.0, 2.0, 3.0)
+    assert y[y > 1.0].numpy().tolist() == y[np.array([False, True, True])].numpy().tolist() == [2.0, 3.0]
+    for array, mask in ((x, y > 1.0), (y, x > 1.0)):
+        with pytest.raises(mg.DeviceError, match="index: arrays on cpu and cuda:0"):
+            array[mask]
+
+
 # Networks
 
 
@@ -480,6 +521,8 @@ def without_nvrtc(*arguments: Any, **options: Any) -> None:
 ABSENT = {
     "no CuPy": "CuPy is not installed: pip install 'minigan[cuda13]'",
     "no libcuda": "CuPy cannot be imported: libcuda.so.1: cannot open shared object file",
+    "other NumPy": "CuPy cannot be imported: numpy.dtype size changed",
+    "a folder": "no GPU can be used: module 'cupy' has no attribute 'cuda'",
     "no driver": "no GPU can be used: cudaErrorInsufficientDriver",
     "no card": "no GPU can be used: CUDA sees none",
     "none visible": "no GPU can be used: cudaErrorNoDevice",
@@ -491,12 +534,16 @@ ABSENT = {
 def absent(request: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
     """Each way in which there is no GPU; gives its name."""
     name = str(request.param)
-    if name == "no libcuda":
+    broken = {
+        "no libcuda": "raise ImportError('libcuda.so.1: cannot open shared object file')",
+        "other NumPy": "raise ValueError('numpy.dtype size changed')",
+        "a folder": "",
+    }
+    if name in broken:
         monkeypatch.delitem(sys.modules, "cupy", raising=False)
-        (tmp_path / "broken").mkdir()
-        (tmp_path / "broken" / "cupy.py").write_text(
-            "raise ImportError('libcuda.so.1: cannot open shared object file')"
-        )
+        (tmp_path / "broken" / "cupy").mkdir(parents=True)
+        if broken[name]:
+            (tmp_path / "broken" / "cupy" / "__init__.py").write_text(broken[name])
         monkeypatch.syspath_prepend(tmp_path / "broken")
         return name
     if name == "none visible":
@@ -539,7 +586,7 @@ def test_the_command_line_without_a_gpu(absent: str, capsys: pytest.CaptureFixtu
     assert set(os.listdir()) == before
 
 
-@pytest.mark.parametrize("absent", ["no CuPy", "no libcuda"], indirect=True)
+@pytest.mark.parametrize("absent", ["no CuPy", "no libcuda", "other NumPy"], indirect=True)
 def test_auto_is_the_cpu_where_there_is_no_gpu(absent: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["train", "--steps", "10", "--batch", "4", "--out", "run"]) == 0
     printed = capsys.readouterr()

@@ -62,7 +62,7 @@ def _module() -> Any:
     """CuPy, once a card was found; an error is not kept, so that installing CuPy helps."""
     try:
         cupy: Any = importlib.import_module("cupy")
-    except ImportError as error:
+    except Exception as error:  # a broken one raises what its parts do
         if isinstance(error, ModuleNotFoundError) and error.name == "cupy":
             raise DeviceError(
                 "CuPy is not installed: pip install 'minigan[cuda13]', or 'minigan[cuda12]' for a driver of CUDA 12"
@@ -70,7 +70,7 @@ def _module() -> Any:
         raise DeviceError(f"CuPy cannot be imported: {' '.join(str(error).split())}") from None
     try:
         count = cupy.cuda.runtime.getDeviceCount()
-    except RuntimeError as error:
+    except (RuntimeError, AttributeError) as error:  # the latter from a folder of that name which is not CuPy
         raise DeviceError(f"no GPU can be used: {error}") from None
     if not count:
         raise DeviceError("no GPU can be used: CUDA sees none")
