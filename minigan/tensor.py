@@ -2,7 +2,6 @@
 arithmetic and comparison, and the functions over the linear primitives. Every other operation is in `minigan.ops`.
 """
 
-import contextlib
 import math
 import sys
 import warnings
@@ -11,6 +10,7 @@ from typing import Any, Union
 
 import numpy as np
 
+from minigan import backend
 from minigan.backend import FLOATS, KINDS, Array, constant, cuda, device_name, device_of, moved, native
 from minigan.comparison import EQUAL, GREATER, GREATER_EQUAL, LOGICAL_AND, LOGICAL_OR, LOGICAL_XOR, NOT_EQUAL
 from minigan.errors import DeviceError, DTypeError, ShapeError
@@ -37,6 +37,7 @@ from minigan.tape import Storage, Value, apply
 from minigan.trace import reads
 
 TensorLike = Union["Tensor", Array, np.generic, float, int]
+NUMBERS = (bool, int, float, np.generic)
 
 
 class Tensor(Value):
@@ -265,11 +266,8 @@ class Tensor(Value):
         return tensor(self, device=self.device)
 
     def __reduce__(self) -> Any:
-        return tensor, (
-            self.numpy(),
-            None,
-            self.device,
-        )  # a leaf: a place in the graph means nothing in another process
+        # A leaf: a place in the graph means nothing in another process.
+        return tensor, (self.numpy(), None, self.device)
 
     def __format__(self, spec: str) -> str:
         return format(self.item(), spec) if spec else str(self)
@@ -297,16 +295,16 @@ def tensor(array: Any, dtype: Any = None, device: str | None = None) -> Tensor:
     """
     if isinstance(array, Tensor) or cuda.found(array):
         there = array if isinstance(array, Tensor) else Tensor(array)
-        device, array = device or there.device, there.numpy()
+        device, array = there.device if device is None else device, there.numpy()
     return Tensor(moved(native(array, dtype, copy=True), device_name(device)))
 
 
 def asarray(array: Any, dtype: Any = None, device: str | None = None) -> Tensor:
     """A leaf tensor that shares the memory of NumPy's or CuPy's array where it can (native, aligned, of the dtype).
 
-    While a graph holds the tensor, the array is read-only, so that what was recorded cannot change unseen. A write
-    through another view made earlier, or through a DLPack export, cannot be seen. Arguments and errors as for
-    `tensor`; a tensor is returned as it is if its dtype is the one wanted.
+    While a graph holds the tensor, NumPy's array is read-only, so that what was recorded cannot change unseen. A write
+    to CuPy's, through another view made earlier, or through a DLPack export, cannot be seen. Arguments and errors as
+    for `tensor`; a tensor is returned as it is if its dtype and device are those wanted.
 
     >>> import numpy as np, minigan as mg
     >>> a = np.ones(2)
@@ -318,7 +316,7 @@ def asarray(array: Any, dtype: Any = None, device: str | None = None) -> Tensor:
     True
     """
     if isinstance(array, Tensor) or cuda.found(array):
-        there = array if isinstance(array, Tensor) else Tensor(array)
+        there = array if isinstance(array, Tensor) else Tensor(backend.supported(array))
         there = there if device is None else there.to(device)
         return there if dtype is None or there.dtype == dtype else there.astype(dtype)
     if device_name(device) != "cpu":
@@ -366,14 +364,9 @@ def _named(convert: Any, *values: Any) -> Tensor:
 
 
 def _weak(x: TensorLike, other: TensorLike) -> Tensor:
-    if not isinstance(x, (bool, int, float, np.generic)) or not isinstance(other, Tensor):
-        return tensor(x)
-    if not isinstance(x, np.generic):
-        if other.array.dtype in FLOATS:
-            return Tensor(constant(np.array(x, other.array.dtype), other.array))
-        with contextlib.suppress(OverflowError):  # the labels' dtype does not have it: comparisons widen it
-            return Tensor(constant(np.array(x, np.result_type(other.dtype, x)), other.array))
-    return Tensor(constant(native(x), other.array))
+    if isinstance(x, NUMBERS) and isinstance(other, Tensor):
+        return Tensor(constant(backend.weak(x, other.array.dtype), other.array))
+    return tensor(x)
 
 
 # Arithmetic
@@ -579,9 +572,10 @@ def where(condition: TensorLike, a: TensorLike, b: TensorLike) -> Tensor:
     >>> mg.ops.where(x > 0, x, 0.0).numpy()
     array([0., 4.], dtype=float32)
     """
+    mask = lift(condition)
     if not isinstance(a, Tensor) and not isinstance(b, Tensor):
-        a = tensor(a)
-    return apply(_where, lift(condition), *pair(a, b))  # type: ignore[no-any-return]
+        a = Tensor(constant(native(a), mask.array)) if isinstance(a, NUMBERS) else tensor(a)
+    return apply(_where, mask, *pair(a, b))  # type: ignore[no-any-return]
 
 
 # Comparison: boolean results without derivatives, for numbers, labels and masks alike
@@ -832,6 +826,7 @@ def index(x: TensorLike, key: Any) -> Tensor:
     for part in parts:
         if isinstance(part, Tensor):
             reads(part.array, "an index")
+            backend.common_device("index", [x.array, part.array])
     keys = tuple(moved(k.array, "cpu") if isinstance(k, Tensor) else k for k in parts)
     if all(_is_basic(k) for k in keys):
         # The `...` makes NumPy return an array, never a scalar, for a key that leaves no axis.

@@ -210,6 +210,14 @@ def test_shape_errors_have_the_numbers(call: Callable[[], Any], words: str) -> N
 # Other libraries, and Python's own protocols
 
 
+def test_numbers_of_python_may_be_larger_than_any_integer_dtype() -> None:
+    x = mg.tensor([1.0, 2.0])
+    assert (x * 2**70).numpy().tolist() == [2.0**70, 2.0**71]
+    assert (2**70 - x).dtype == np.float32
+    with pytest.raises(OverflowError):
+        x * 10**400
+
+
 def test_numpy_arrays_on_either_side() -> None:
     x = mg.tensor(A)
     for left in (ROW, np.float64(2), np.asfortranarray(A)):

@@ -18,6 +18,8 @@ from minigan.backend.host import (
     native as native,
     one_blas_thread as one_blas_thread,
     set_blas_threads as set_blas_threads,
+    supported as supported,
+    weak as weak,
 )
 from minigan.errors import DeviceError
 

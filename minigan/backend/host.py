@@ -69,14 +69,43 @@ def native(source: Any, dtype: Any = None, copy: bool | None = None) -> Array:
         dtype = np.float32
     wanted = np.dtype(array.dtype if dtype is None else dtype).newbyteorder("=")
     for which in (array.dtype.newbyteorder("="), wanted):
-        if which not in FLOATS and which.kind not in KINDS:
-            raise DTypeError(
-                f"dtype {which} is not supported: float32 and float64 for values, integers and booleans for"
-                " indices, labels and masks; convert with .astype(np.float32)"
-            )
+        _check_supported(which)
     with np.errstate(all="ignore"):  # float64 values beyond float32's range become inf, as in NumPy's astype
         result = np.array(array, dtype=wanted, order="C" if copy else "K", copy=copy)
     return result if result.flags.aligned else result.copy()
+
+
+def supported(array: Array) -> Array:
+    """The array, which may be of a device, if its dtype is one to compute with; else `DTypeError`."""
+    _check_supported(array.dtype)
+    return array
+
+
+def weak(x: Any, dtype: np.dtype[Any]) -> Array:
+    """A number as an array of shape (): one of Python's in the dtype of what it is to meet, as in NumPy 2.
+
+    One of NumPy's keeps its own.
+
+    >>> from minigan.backend import weak
+    >>> weak(2, np.dtype(np.float64)).dtype, weak(np.float32(2), np.dtype(np.float64)).dtype
+    (dtype('float64'), dtype('float32'))
+    """
+    if isinstance(x, np.generic):
+        return native(x)
+    try:
+        return np.array(x, dtype if dtype in FLOATS else np.result_type(dtype, x))
+    except OverflowError:
+        if dtype in FLOATS:
+            raise
+        return native(x)  # a number that the labels' dtype does not have: comparisons widen it
+
+
+def _check_supported(dtype: np.dtype[Any]) -> None:
+    if dtype not in FLOATS and dtype.kind not in KINDS:
+        raise DTypeError(
+            f"dtype {dtype} is not supported: float32 and float64 for values, integers and booleans for"
+            " indices, labels and masks; convert with .astype(np.float32)"
+        )
 
 
 def _all_python_numbers(source: Any) -> bool:
