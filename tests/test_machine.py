@@ -530,7 +530,6 @@ def test_subnormal_numbers_are_zero_in_a_run_and_nowhere_else(four, threads):
         assert not product.numpy().any() and total.item() == 0
     assert small * tiny > 0 and (np.full(n, small) * tiny).all()  # this thread is as it was
     product, total = step(np.full(n, small), np.full(n, np.float32(1e-7)))
-    assert (
-        product.numpy().min() == np.float32(1e-30) * np.float32(1e-7) > 0
-    )  # the smallest normal ones are there
+    # The smallest normal ones are there.
+    assert product.numpy().min() == np.float32(1e-30) * np.float32(1e-7) > 0
     assert total.item() == pytest.approx(n * 1e-37)
