@@ -162,13 +162,15 @@ TRIAL = 'extern "C" __global__ void trial(int* x, long long value) { *x = (int)v
 
 def try_out(device: str) -> None:
     """Compile and run a kernel; `DeviceError` with the reason where that is not possible."""
-    (x,) = empty([((), np.int32)], device)
+    before = _State.active
     try:
+        (x,) = empty([((), np.int32)], device)
         launch(device, "trial", TRIAL, 1, 1, (address(x), 42))
         found = int(fetch(x))
-    except DeviceError:
-        raise
     except Exception as error:  # NVRTC is missing, or too old for the card: CuPy raises what its loader does
+        _State.active = before  # nothing is there that arrays of the CPU would have to be told from
+        if isinstance(error, DeviceError):
+            raise
         raise DeviceError(f"{device}: kernels cannot be compiled: {' '.join(str(error).split())}") from None
     if found != 42:
         raise DeviceError(f"{device}: a kernel that writes 42 has written {found}")
