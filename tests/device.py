@@ -47,7 +47,7 @@ def no_card():
 
 def forget():
     """Let the package look for CuPy anew, as in a process where no array was put on a device."""
-    for cached in (cuda._module, cuda._failures, cuda._kernel, cuda.constant):
+    for cached in (cuda._module, cuda._failures, cuda._blas, cuda._kernel, cuda.constant):
         cached.cache_clear()
     cuda._State.active, cuda._State.dead = False, ""
 

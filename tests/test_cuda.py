@@ -662,3 +662,56 @@ def test_the_card_in_software_has_cupys_names_and_signatures():
             wrong.append(f"{path}{mine}: CuPy's is {real}")
     assert not wrong, "\n".join(wrong)
     assert seen > 60 and compared > 30, (seen, compared)
+
+
+# What CuPy and cuBLAS do with what they are given
+
+
+def test_the_functions_of_cublas_are_found_beside_cupy():
+    cupy = devices.cupy()
+    if cupy is None:
+        pytest.skip("CuPy is not installed")
+    library = ctypes.CDLL(cupy.cuda.cublas.__file__)
+    for name in ("cublasSetStream_v2", "cublasSgemmStridedBatched", "cublasDgemmStridedBatched"):
+        assert getattr(library, name)
+
+
+@pytest.mark.parametrize("status", [1, 3])
+def test_cublas_without_memory_leaves_the_card_alive(status, monkeypatch):
+    if shutil.which("g++") is None:
+        pytest.skip("no g++ for the card in software")
+    with devices.emulated() as emulator:
+
+        def none_left():
+            raise emulator.CUBLASError(status)
+
+        x = mg.tensor(np.ones((2, 2)), device="cuda")
+        with monkeypatch.context() as patch:
+            patch.setattr(emulator.cuda.device, "get_cublas_handle", none_left)
+            with pytest.raises(mg.errors.DeviceError, match="no memory left"):
+                x @ x
+        assert (x @ x).numpy().tolist() == [[2, 2], [2, 2]]
+
+
+def test_a_product_that_cublas_cannot_count_is_an_error():
+    if shutil.which("g++") is None:
+        pytest.skip("no g++ for the card in software")
+    with devices.emulated():
+        place = (0, 1, 0)
+        with pytest.raises(mg.errors.ShapeError, match="2147483648"):
+            cuda.gemm(
+                "cuda:0", np.dtype(np.float32), (False, False), (1, 1 << 31, 1), place, place, place, 1
+            )
+
+
+@pytest.mark.parametrize(
+    "key", [np.s_[::-1], np.s_[:, 1:2], np.s_[::-2, ::3], np.s_[0:0], np.s_[2, ::-1], np.s_[2, 3]]
+)
+def test_what_lies_in_another_order_is_fetched_without_a_kernel(key, device):
+    x = np.arange(20.0).reshape(4, 5)
+    there = mg.tensor(x, device=device)
+    np.testing.assert_array_equal(there[key].numpy(), x[key])
+    np.testing.assert_array_equal(there.T[key].numpy(), x.T[key])
+    wide = mg.ops.broadcast_to(there[1], (3, 5))
+    assert wide.numpy().flags.c_contiguous
+    np.testing.assert_array_equal(wide.numpy(), np.broadcast_to(x[1], (3, 5)))

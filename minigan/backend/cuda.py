@@ -24,6 +24,9 @@ from minigan.errors import DeviceError, ShapeError
 NAME = re.compile(r"cuda(?::(\d+))?")
 TF32 = 3  # CUBLAS_TF32_TENSOR_OP_MATH
 NO_MEMORY = 2  # cudaErrorMemoryAllocation and CUDA_ERROR_OUT_OF_MEMORY
+NO_MEMORY_OF_CUBLAS = 1, 3  # CUBLAS_STATUS_NOT_INITIALIZED, where a handle finds none, and CUBLAS_STATUS_ALLOC_FAILED
+
+MOST_OF_CUBLAS = (1 << 31) - 1  # which counts in 32 bits
 
 
 class _State:
@@ -122,7 +125,8 @@ def on(device: str) -> Iterator[Any]:
     except cupy.cuda.memory.OutOfMemoryError as error:
         raise DeviceError(f"{device}: {error}") from None
     except _failures() as error:
-        if getattr(error, "status", 0) == NO_MEMORY:  # for a kernel's text or its stack, which breaks nothing
+        none_left = NO_MEMORY_OF_CUBLAS if isinstance(error, cupy.cuda.cublas.CUBLASError) else (NO_MEMORY,)
+        if getattr(error, "status", 0) in none_left:  # for a kernel's text or its stack, which breaks nothing
             raise DeviceError(f"{device}: no memory left: {error}") from None
         _State.dead = f"{device} failed, and with it all that this process has there: {error}"
         raise DeviceError(_State.dead) from None
@@ -232,10 +236,20 @@ def copied(array: Any) -> Any:
 
 
 def fetch(array: Any) -> Array:
-    """A copy of a device's array in NumPy's memory, in C order, once all work before is done."""
-    with on(device_of(array)):
-        host: Array = array.get()
-        return host
+    """A copy of a device's array in NumPy's memory, in C order, once all work before is done.
+
+    Of one with gaps or another order all memory from its first byte to its last: CuPy would need a kernel of its own.
+    """
+    with on(device_of(array)) as cupy:
+        host: Array
+        if array.flags.c_contiguous:
+            host = array.get()
+            return host
+        ends = [(n - 1) * step for n, step in zip(array.shape, array.strides, strict=True)]
+        first, last = sum(min(end, 0) for end in ends), sum(max(end, 0) for end in ends)
+        content = cupy.ndarray((last - first + array.itemsize,), np.uint8, array.data + first).get()
+        host = np.ndarray(array.shape, array.dtype, content.data, -first, array.strides)
+        return host.copy(order="C")
 
 
 def broadcast_to(array: Any, shape: tuple[int, ...]) -> Any:
@@ -273,6 +287,23 @@ def launch(
 
 
 @functools.cache
+def _blas() -> Any:
+    """cuBLAS itself, since CuPy's calls of it refuse to be recorded in a graph, which cuBLAS allows."""
+    import ctypes  # here, because `import minigan` does not need it
+
+    try:
+        library = ctypes.CDLL(_module().cuda.cublas.__file__)  # its symbols include those of what it is linked to
+        word, number = ctypes.c_void_p, ctypes.c_int
+        stack = word, number, ctypes.c_longlong
+        for function in (library.cublasSgemmStridedBatched, library.cublasDgemmStridedBatched):
+            function.argtypes = (word, *[number] * 5, word, *stack, *stack, word, *stack, number)
+        library.cublasSetStream_v2.argtypes = word, word
+    except (OSError, AttributeError) as error:
+        raise DeviceError(f"cuBLAS cannot be called: {error}") from None
+    return library
+
+
+@functools.cache
 def _scalars(dtype: np.dtype[Any]) -> Array:
     return np.array([0, 1], dtype)
 
@@ -293,14 +324,24 @@ def gemm(
     sizes: m, n, k, where C is m x n.
     a, b, c: address, elements from column to column, elements from matrix to matrix.
     """
+    if max(*sizes, a[1], b[1], c[1], batch) > MOST_OF_CUBLAS:
+        raise ShapeError(
+            f"a product of {batch} matrices of {sizes[0]} x {sizes[2]} and {sizes[2]} x {sizes[1]} numbers, {a[1]},"
+            f" {b[1]} and {c[1]} from column to column: on a GPU each of these is at most {MOST_OF_CUBLAS}"
+        )
     with on(device) as cupy:
         handle = cupy.cuda.device.get_cublas_handle()
-        blas = cupy.cuda.cublas
-        blas.setMathMode(handle, TF32 if _State.tf32 and dtype == np.float32 else blas.CUBLAS_DEFAULT_MATH)
-        product = blas.sgemmStridedBatched if dtype == np.float32 else blas.dgemmStridedBatched
+        cublas, library = cupy.cuda.cublas, _blas()
+        cublas.setMathMode(handle, TF32 if _State.tf32 and dtype == np.float32 else cublas.CUBLAS_DEFAULT_MATH)
+        product = (
+            library.cublasSgemmStridedBatched if dtype == np.float32 else library.cublasDgemmStridedBatched
+        )
         zero = _scalars(dtype).ctypes.data
         one = zero + dtype.itemsize
-        product(handle, *map(int, transposed), *sizes, one, *a, *b, zero, *c, batch)
+        status = library.cublasSetStream_v2(handle, cupy.cuda.get_current_stream().ptr)
+        status = status or product(handle, *map(int, transposed), *sizes, one, *a, *b, zero, *c, batch)
+        if status:
+            raise cublas.CUBLASError(status)
 
 
 def set_tf32(on_or_off: bool) -> None:

@@ -41,6 +41,10 @@ class CUDADriverError(RuntimeError):
 class CUBLASError(RuntimeError):
     """As `cupy.cuda.cublas.CUBLASError`."""
 
+    def __init__(self, status):
+        self.status = status
+        super().__init__(f"CUBLAS_STATUS {status}")
+
 
 class OutOfMemoryError(MemoryError):
     """As `cupy.cuda.memory.OutOfMemoryError`."""
@@ -194,6 +198,11 @@ class ndarray:
     def __bool__(self):
         return bool(self.get())
 
+    def __eq__(self, other):
+        raise AssertionError("a comparison of arrays: CuPy would run a kernel of its own")
+
+    __hash__ = None
+
     def _view(self, spec):
         offset = spec.__array_interface__["data"][0] - self._spec.__array_interface__["data"][0]
         # At a size of 0 NumPy may point anywhere.
@@ -219,6 +228,8 @@ class ndarray:
 
     def get(self, stream=None, order="C", out=None, blocking=True):
         """Waits for the stream, and copies to the host."""
+        if self.size and not self.flags.c_contiguous:
+            raise AssertionError("a copy of what has gaps: CuPy would run a kernel of its own")
         (stream or get_current_stream()).synchronize()
         host = self._host().copy()
         if out is not None:
@@ -230,7 +241,11 @@ class ndarray:
         arr = np.asarray(arr, order="C")
         if arr.shape != self.shape or arr.dtype != self.dtype or not self.flags.c_contiguous:
             raise ValueError(f"cannot set {self.dtype} {self.shape} from {arr.dtype} {arr.shape}")
-        (stream or get_current_stream()).synchronize()
+        stream = stream or get_current_stream()
+        if any(own.ctypes.data <= arr.ctypes.data < own.ctypes.data + own.nbytes for own in _pinned):
+            stream.do(lambda: np.copyto(self._host(), arr))  # the card reads it by itself, whenever it comes to that
+            return
+        stream.synchronize()
         self._host()[...] = arr
 
     def _host(self):
@@ -475,6 +490,8 @@ class RawKernel:
                     values.append(ctypes.c_void_p(arg.data.ptr))
                 case bool() | np.bool_():
                     raise TypeError("a bool is passed as an int")
+                case np.generic() if arg.itemsize != 8:  # 13 and 14 pass different numbers of bytes
+                    raise TypeError(f"{self.name}: {arg.dtype} is not passed as 64 bits")
                 case int() | np.integer():
                     values.append(ctypes.c_longlong(int(arg)))
                 case float() | np.floating():
@@ -516,9 +533,12 @@ def by_pointer(ptr):
 
 def alloc_pinned_memory(size):
     calls["pinned"] += 1
-    return np.zeros(
-        size, np.uint8
-    )  # what is used of it is the buffer interface and, through NumPy, its address
+    # What is used of it is the buffer interface and, through NumPy, its address.
+    _pinned.append(np.zeros(size, np.uint8))
+    return _pinned[-1]
+
+
+_pinned = []
 
 
 # Matrix products
@@ -532,11 +552,14 @@ def _matrix(ptr, dtype, rows, columns, lead, stride=0, batch=1):
     return np.ndarray((batch, rows, columns), dtype, memory, 0, (stride * item, item, lead * item))
 
 
-def _gemm(dtype, handle, ta, tb, m, n, k, alpha, a, lda, sa, b, ldb, sb, beta, c, ldc, sc, batch):
-    scalar = ctypes.c_float if dtype == np.float32 else ctypes.c_double
+def _gemm(handle, wide, ta, tb, m, n, k, alpha, a, lda, sa, b, ldb, sb, beta, c, ldc, sc, batch):
+    """Puts a product into the stream that cuBLAS was given; gives the status."""
+    if cards[_state.device].fault:
+        return _EXECUTION_FAILED
+    dtype, scalar = (np.float64, ctypes.c_double) if wide else (np.float32, ctypes.c_float)
     alpha, beta = (scalar.from_address(each).value for each in (alpha, beta))
-    if lda < max(1, k if ta else m) or ldb < max(1, n if tb else k) or ldc < max(1, m):
-        raise RuntimeError(f"CUBLAS_STATUS_INVALID_VALUE: m {m} n {n} k {k} lda {lda} ldb {ldb} ldc {ldc}")
+    if lda < max(1, k if ta else m) or ldb < max(1, n if tb else k) or ldc < max(1, m) or min(m, n, k, batch) < 0:
+        return _INVALID_VALUE
 
     def work():
         launches["gemm"] += 1
@@ -547,27 +570,42 @@ def _gemm(dtype, handle, ta, tb, m, n, k, alpha, a, lda, sa, b, ldb, sb, beta, c
             product = alpha * np.matmul(x.mT if ta else x, y.mT if tb else y)
             z[...] = product + beta * z if beta else product
 
-    get_current_stream().do(work)
+    by_pointer(_state.blas_stream).do(work)
+    return 0
 
 
-def _plain(dtype):
-    def gemm(handle, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc):
-        _gemm(dtype, handle, ta, tb, m, n, k, alpha, a, lda, 0, b, ldb, 0, beta, c, ldc, 0, 1)
-
-    return gemm
+def _set_stream(handle, stream):
+    _state.blas_stream = stream
+    return 0
 
 
-cublas = types.SimpleNamespace(
-    CUBLAS_OP_N=0,
-    CUBLAS_OP_T=1,
+_INVALID_VALUE, _EXECUTION_FAILED = 7, 13
+_STACK = ctypes.c_void_p, ctypes.c_int, ctypes.c_longlong
+_HOOKS = (
+    ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)(_set_stream),
+    ctypes.CFUNCTYPE(
+        ctypes.c_int,
+        *(ctypes.c_void_p, *[ctypes.c_int] * 6, ctypes.c_void_p, *_STACK, *_STACK),
+        *(ctypes.c_void_p, *_STACK, ctypes.c_int),
+    )(_gemm),
+)
+
+
+class _Cublas(types.SimpleNamespace):
+    """As `cupy.cuda.cublas`. Its products are left out: while a stream is captured they raise NotImplementedError."""
+
+    @functools.cached_property
+    def __file__(self):
+        """A library with the functions of cuBLAS (`blas.cpp`), as CuPy's own extension is linked to one."""
+        path = _compiled((HERE / "blas.cpp").read_text())
+        ctypes.CDLL(str(path)).hook(*_HOOKS)
+        return str(path)
+
+
+cublas = _Cublas(
     CUBLAS_DEFAULT_MATH=0,
     CUBLASError=CUBLASError,
-    sgemm=_plain(np.float32),
-    dgemm=_plain(np.float64),
-    sgemmStridedBatched=functools.partial(_gemm, np.float32),
-    dgemmStridedBatched=functools.partial(_gemm, np.float64),
     setMathMode=lambda handle, mode: math_modes.append(mode),
-    setStream=lambda handle, stream: None,
 )
 math_modes = []
 
