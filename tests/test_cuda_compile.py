@@ -17,7 +17,7 @@ from minigan.cuda import launch
 from minigan.nn.module import ASSIGN
 from minigan.program import device as programs
 from minigan.tape import apply
-from minigan.trace import host, recorded_by, require, undone_by
+from minigan.trace import host, recorded_by, require, state, undone_by
 
 NAN = float("nan")
 
@@ -595,3 +595,25 @@ def test_a_loop_over_one_axis_has_what_it_stores_and_no_more(device):
     (row,) = step.program._rows
     assert sum(array in row.plan[0].source for array in ("* x0", "* x1", "* x2", "* x3")) == 4  # x, 2, 3, y
     assert "* x4" not in row.plan[0].source
+
+
+def test_what_fails_meanwhile_does_not_leave_a_run_under_way():
+    x = there([1.0, 2.0])
+
+    @mg.compile
+    def step(scale):
+        return apply(ASSIGN, x, x * scale)
+
+    def fails():
+        raise ValueError("no more batches")
+
+    rates = [there(2.0) for _ in range(4)]
+    step(rates[0])
+    step(rates[1])
+    before, state.meanwhile = state.meanwhile, fails
+    try:
+        with pytest.raises(ValueError, match="no more batches"):
+            step(rates[2])
+    finally:
+        state.meanwhile = before
+    assert not step.program._queue._stream.queue

@@ -24,7 +24,10 @@ from minigan.errors import DeviceError, ShapeError
 NAME = re.compile(r"cuda(?::(\d+))?")
 TF32 = 3  # CUBLAS_TF32_TENSOR_OP_MATH
 NO_MEMORY = 2  # cudaErrorMemoryAllocation and CUDA_ERROR_OUT_OF_MEMORY
-NO_MEMORY_OF_CUBLAS = 1, 3  # CUBLAS_STATUS_NOT_INITIALIZED, where a handle finds none, and CUBLAS_STATUS_ALLOC_FAILED
+NO_MEMORY_OF_CUBLAS = (
+    1,
+    3,
+)  # CUBLAS_STATUS_NOT_INITIALIZED, where a handle finds none, and CUBLAS_STATUS_ALLOC_FAILED
 
 MOST_OF_CUBLAS = (1 << 31) - 1  # which counts in 32 bits
 
@@ -292,7 +295,9 @@ def _blas() -> Any:
     import ctypes  # here, because `import minigan` does not need it
 
     try:
-        library = ctypes.CDLL(_module().cuda.cublas.__file__)  # its symbols include those of what it is linked to
+        library = ctypes.CDLL(
+            _module().cuda.cublas.__file__
+        )  # its symbols include those of what it is linked to
         word, number = ctypes.c_void_p, ctypes.c_int
         stack = word, number, ctypes.c_longlong
         for function in (library.cublasSgemmStridedBatched, library.cublasDgemmStridedBatched):
@@ -332,7 +337,9 @@ def gemm(
     with on(device) as cupy:
         handle = cupy.cuda.device.get_cublas_handle()
         cublas, library = cupy.cuda.cublas, _blas()
-        cublas.setMathMode(handle, TF32 if _State.tf32 and dtype == np.float32 else cublas.CUBLAS_DEFAULT_MATH)
+        cublas.setMathMode(
+            handle, TF32 if _State.tf32 and dtype == np.float32 else cublas.CUBLAS_DEFAULT_MATH
+        )
         product = (
             library.cublasSgemmStridedBatched if dtype == np.float32 else library.cublasDgemmStridedBatched
         )

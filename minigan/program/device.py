@@ -206,11 +206,14 @@ class DeviceProgram(Runs):
                 if self._warm:
                     self._graph = self._graph or self._queue.recorded(self._issue)
                     self._queue.repeat(self._graph)
-                    state.meanwhile()
+                    try:
+                        state.meanwhile()
+                    finally:  # whatever fails there, the next run writes memory that this one reads
+                        self._queue.wait()
                 else:
                     self._issue(pausing=True)
                     self._warm = True
-                self._queue.wait()
+                    self._queue.wait()
             fine = bool(self._fine.all())
         finally:
             self.count()

@@ -243,7 +243,9 @@ class ndarray:
             raise ValueError(f"cannot set {self.dtype} {self.shape} from {arr.dtype} {arr.shape}")
         stream = stream or get_current_stream()
         if any(own.ctypes.data <= arr.ctypes.data < own.ctypes.data + own.nbytes for own in _pinned):
-            stream.do(lambda: np.copyto(self._host(), arr))  # the card reads it by itself, whenever it comes to that
+            stream.do(
+                lambda: np.copyto(self._host(), arr)
+            )  # the card reads it by itself, whenever it comes to that
             return
         stream.synchronize()
         self._host()[...] = arr
@@ -475,6 +477,8 @@ class RawKernel:
             _wanted[self.digest] = code, name
         parameters = re.search(rf"\b{name}\s*\(([^)]*)\)", code).group(1)
         self.count = len(parameters.split(",")) if parameters.strip() else 0
+        # CuPy compiles everything with -ftz=true. Here it would be for float64 too.
+        self.flushes = "float32*" in parameters and "float64*" not in parameters
 
     def __call__(self, grid, block, args, *, shared_mem=0):
         _check(CUDADriverError)
@@ -504,7 +508,8 @@ class RawKernel:
 
         def work(kept=values):
             launches[self.name] += 1
-            if _grid().run_grid(_entry(self.digest), pointers, blocks, threads, int(self.barriers)):
+            flushes = int(self.flushes)
+            if _grid().run_grid(_entry(self.digest), pointers, blocks, threads, int(self.barriers), flushes):
                 raise AssertionError(f"{self.name}: some threads ended while others waited at a barrier")
 
         get_current_stream().do(work)
@@ -558,7 +563,12 @@ def _gemm(handle, wide, ta, tb, m, n, k, alpha, a, lda, sa, b, ldb, sb, beta, c,
         return _EXECUTION_FAILED
     dtype, scalar = (np.float64, ctypes.c_double) if wide else (np.float32, ctypes.c_float)
     alpha, beta = (scalar.from_address(each).value for each in (alpha, beta))
-    if lda < max(1, k if ta else m) or ldb < max(1, n if tb else k) or ldc < max(1, m) or min(m, n, k, batch) < 0:
+    if (
+        lda < max(1, k if ta else m)
+        or ldb < max(1, n if tb else k)
+        or ldc < max(1, m)
+        or min(m, n, k, batch) < 0
+    ):
         return _INVALID_VALUE
 
     def work():
