@@ -648,3 +648,19 @@ def test_commands_on_a_device(card: Any, capsys: pytest.CaptureFixture[str]) -> 
         run("sample", "run", "-n", "3", "--out", f"{device[:4]}.npz", "--device", device)
     ours, theirs = (np.load(f"{name}.npz")["samples"] for name in ("cpu", "cuda"))
     np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+def test_what_is_dropped_while_it_is_copied_to_is_not_overwritten_later(card: Any) -> None:
+    ahead = Prefetch(lambda: [np.full(300, 7.0)], "cuda:0")
+    ahead.begin(0)
+    copied = ahead._copied[ahead._filled]
+    del ahead  # the copy is under way
+    others = [mg.tensor(np.full(300, float(k)), device="cuda") for k in range(3)]
+    cuda.wait("cuda:0", copied)
+    assert [x.numpy()[0] for x in others] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("shape", [(1 << 33, 1 << 33), (1 << 62,)])
+def test_more_than_64_bits_count_is_an_error(shape: tuple[int, ...], card: Any) -> None:
+    with pytest.raises(mg.errors.ShapeError, match="cannot allocate"):
+        cuda.empty([(shape, np.dtype(np.float32))], "cuda:0")

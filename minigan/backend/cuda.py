@@ -10,6 +10,7 @@ import contextlib
 import functools
 import importlib
 import importlib.util
+import math
 import os
 import re
 import sys
@@ -24,12 +25,10 @@ from minigan.errors import DeviceError, ShapeError
 NAME = re.compile(r"cuda(?::(\d+))?")
 TF32 = 3  # CUBLAS_TF32_TENSOR_OP_MATH
 NO_MEMORY = 2  # cudaErrorMemoryAllocation and CUDA_ERROR_OUT_OF_MEMORY
-NO_MEMORY_OF_CUBLAS = (
-    1,
-    3,
-)  # CUBLAS_STATUS_NOT_INITIALIZED, where a handle finds none, and CUBLAS_STATUS_ALLOC_FAILED
-
+# CUBLAS_STATUS_NOT_INITIALIZED, where a handle finds none, and CUBLAS_STATUS_ALLOC_FAILED.
+NO_MEMORY_OF_CUBLAS = 1, 3
 MOST_OF_CUBLAS = (1 << 31) - 1  # which counts in 32 bits
+MOST_BYTES = (1 << 63) - 1  # CuPy multiplies shapes in 64 bits, and allocates what is left of more
 
 
 class _State:
@@ -192,6 +191,9 @@ def empty(specs: Sequence[Spec], device: str) -> tuple[Any, ...]:
     Where there is no memory left, what CuPy's pool keeps is freed and the allocation made again; then `DeviceError`
     with the numbers.
     """
+    for shape, dtype in specs:
+        if math.prod(shape) * np.dtype(dtype).itemsize > MOST_BYTES:
+            raise ShapeError(f"cannot allocate arrays of shapes {[shape for shape, _ in specs]}: {shape} is too large")
     with on(device) as cupy:
         _State.active = True
         out_of_memory = cupy.cuda.memory.OutOfMemoryError
@@ -295,9 +297,8 @@ def _blas() -> Any:
     import ctypes  # here, because `import minigan` does not need it
 
     try:
-        library = ctypes.CDLL(
-            _module().cuda.cublas.__file__
-        )  # its symbols include those of what it is linked to
+        # Its symbols include those of the cuBLAS that it is linked to.
+        library = ctypes.CDLL(_module().cuda.cublas.__file__)
         word, number = ctypes.c_void_p, ctypes.c_int
         stack = word, number, ctypes.c_longlong
         for function in (library.cublasSgemmStridedBatched, library.cublasDgemmStridedBatched):
@@ -363,6 +364,12 @@ def stream(device: str) -> Any:
     """A stream that does not wait for others."""
     with on(device) as cupy:
         return cupy.cuda.Stream(non_blocking=True)
+
+
+def empty_beside(specs: Sequence[Spec], device: str, beside: Any) -> tuple[Any, ...]:
+    """As `empty`, for what another stream writes: once dropped it is only that stream's, which may still write it."""
+    with on(device), beside:
+        return empty(specs, device)
 
 
 def pinned(nbytes: int, device: str) -> Array:

@@ -89,4 +89,5 @@ class Prefetch:
 
     def _buffers(self, arrays: list[Array]) -> _Set:
         own = [cuda.pinned(x.nbytes, self.device).view(x.dtype).reshape(x.shape) for x in arrays]
-        return _Set(own, list(cuda.empty([(x.shape, x.dtype) for x in arrays], self.device)))
+        specs = [(x.shape, x.dtype) for x in arrays]
+        return _Set(own, list(cuda.empty_beside(specs, self.device, self._stream)))

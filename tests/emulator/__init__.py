@@ -11,6 +11,8 @@ import collections
 import ctypes
 import functools
 import hashlib
+import itertools
+import math
 import os
 import re
 import shutil
@@ -57,18 +59,23 @@ class Memory:
     """A block of a card's memory."""
 
     def __init__(self, nbytes, device):
-        self.bytes = np.full(max(nbytes, 1) + 256, POISON, np.uint8)
+        card, stream = cards[device], get_current_stream()
+        # As in CuPy's pool what is dropped is the next array's of the same stream, whatever other streams do with it.
+        self.place = stream.ptr, -(-nbytes // 512)
+        kept = card.dropped.get(self.place)
+        self.bytes = kept.pop() if kept else np.full(512 * self.place[1] + 256, POISON, np.uint8)
         self.ptr = -(-self.bytes.ctypes.data // 256) * 256
         self.size, self.device_id = nbytes, device
-        card = cards[device]
         card.used += nbytes
+        if kept is not None and nbytes:
+            stream.do(functools.partial(ctypes.memset, self.ptr, POISON, nbytes))
 
     def __del__(self):
         if cards is None:  # the interpreter ends
             return
         card = cards[self.device_id]
         card.used -= self.size
-        card.dropped.append(self.bytes)  # what is queued may still use it, as in CuPy's pool
+        card.dropped.setdefault(self.place, []).append(self.bytes)
 
 
 class MemoryPointer:
@@ -84,7 +91,7 @@ class MemoryPointer:
 
 class _Card:
     def __init__(self):
-        self.used, self.peak_blocks, self.dropped = 0, 0, []
+        self.used, self.peak_blocks, self.dropped = 0, 0, {}
         self.limit = None  # bytes; None is unlimited
         self.cached = 0  # bytes that the pool keeps and `free_all_blocks` returns
         self.freed = 0  # how often it was asked to
@@ -156,6 +163,8 @@ class ndarray:
     def __init__(self, shape, dtype=float, memptr=None, strides=None, order="C"):
         shape = tuple(int(n) for n in ((shape,) if isinstance(shape, int) else shape))
         dtype = np.dtype(dtype)
+        if max(math.prod(shape) * dtype.itemsize, *shape, 0) >= 1 << 63:
+            raise AssertionError(f"{dtype} {shape}: CuPy would multiply in 64 bits and allocate what is left")
         # A NumPy array that is never read answers for shape and strides.
         nothing = np.empty((), dtype)
         if strides is None:
@@ -271,12 +280,15 @@ def broadcast_to(array, shape):
 # Streams, events, graphs
 
 
+_stream_numbers = itertools.count(1)
+
+
 class Stream:
     """As `cupy.cuda.Stream`, but nothing happens before somebody waits for it."""
 
     def __init__(self, null=False, non_blocking=False, ptds=False, priority=None):
         self.queue, self.captured = collections.deque(), None
-        self.ptr = id(self)
+        self.ptr = next(_stream_numbers)
 
     def __enter__(self):
         _state.streams.append(self)
