@@ -334,6 +334,10 @@ def _update(
 ) -> Any:
     """Run a primitive whose first inputs are overwritten; the version of each rises."""
     donated = inputs[: primitive.donates]
+    for k in range(primitive.donates, len(inputs) if device != "cpu" else 0):
+        if any(cuda.overlap(arrays[k], x.array) for x in donated):  # a GPU overwrites them in any order
+            with no_grad():
+                arrays[k] = apply(copy, inputs[k]).array
     for position, x in enumerate(donated):
         if x.node is not None or (x.storage is not None and x.storage.of_result):
             raise GraphError(

@@ -23,9 +23,10 @@ from minigan import backend, cli, state, train
 from minigan.backend import cuda
 from minigan.data.prefetch import Prefetch
 from minigan.monitor import Monitor
-from minigan.nn.module import device_of_all
+from minigan.nn.module import ASSIGN, device_of_all
 from minigan.ops.random import Stream
 from minigan.spectra import spectrum
+from minigan.tape import apply
 from minigan.tensor import Tensor
 
 IMAGES = mg.data.digits()[0][:200]
@@ -664,3 +665,21 @@ def test_what_is_dropped_while_it_is_copied_to_is_not_overwritten_later(card: An
 def test_more_than_64_bits_count_is_an_error(shape: tuple[int, ...], card: Any) -> None:
     with pytest.raises(mg.errors.ShapeError, match="cannot allocate"):
         cuda.empty([(shape, np.dtype(np.float32))], "cuda:0")
+
+
+@needs_compiler
+@pytest.mark.parametrize("compiled", [False, True])
+def test_an_update_by_its_own_memory_in_another_order(compiled: bool, card: Any) -> None:
+    x = mg.tensor(np.arange(3000.0), device="cuda")
+
+    def turn() -> Any:
+        return apply(ASSIGN, x, x[::-1])
+
+    step = mg.compile(turn) if compiled else turn
+    for k in range(4):
+        wanted = np.arange(3000.0)[:: -1 if k % 2 == 0 else 1]
+        step()
+        np.testing.assert_array_equal(x.numpy(), wanted)
+    square = mg.tensor(np.arange(9.0).reshape(3, 3), device="cuda")
+    apply(ASSIGN, square, square.T)
+    np.testing.assert_array_equal(square.numpy(), np.arange(9.0).reshape(3, 3).T)

@@ -193,7 +193,9 @@ def empty(specs: Sequence[Spec], device: str) -> tuple[Any, ...]:
     """
     for shape, dtype in specs:
         if math.prod(shape) * np.dtype(dtype).itemsize > MOST_BYTES:
-            raise ShapeError(f"cannot allocate arrays of shapes {[shape for shape, _ in specs]}: {shape} is too large")
+            raise ShapeError(
+                f"cannot allocate arrays of shapes {[shape for shape, _ in specs]}: {shape} is too large"
+            )
     with on(device) as cupy:
         _State.active = True
         out_of_memory = cupy.cuda.memory.OutOfMemoryError
@@ -250,11 +252,29 @@ def fetch(array: Any) -> Array:
         if array.flags.c_contiguous:
             host = array.get()
             return host
-        ends = [(n - 1) * step for n, step in zip(array.shape, array.strides, strict=True)]
-        first, last = sum(min(end, 0) for end in ends), sum(max(end, 0) for end in ends)
-        content = cupy.ndarray((last - first + array.itemsize,), np.uint8, array.data + first).get()
+        first, end = _reach(array)
+        content = cupy.ndarray((end - first,), np.uint8, array.data + first).get()
         host = np.ndarray(array.shape, array.dtype, content.data, -first, array.strides)
         return host.copy(order="C")
+
+
+def _reach(array: Any) -> tuple[int, int]:
+    """Where an array's memory begins and ends, in bytes from its first element."""
+    steps = [(n - 1) * step for n, step in zip(array.shape, array.strides, strict=True)]
+    return sum(min(step, 0) for step in steps), sum(max(step, 0) for step in steps) + int(
+        array.dtype.itemsize
+    )
+
+
+def overlap(x: Any, y: Any) -> bool:
+    """Whether two arrays of a device may have memory in common that is not the same element of both."""
+    at_x, at_y = address(x), address(y)
+    if not (x.size and y.size) or (
+        at_x == at_y and (x.shape, x.strides, x.dtype) == (y.shape, y.strides, y.dtype)
+    ):
+        return False
+    (first_x, end_x), (first_y, end_y) = _reach(x), _reach(y)
+    return at_x + first_x < at_y + end_y and at_y + first_y < at_x + end_x
 
 
 def broadcast_to(array: Any, shape: tuple[int, ...]) -> Any:
