@@ -453,15 +453,19 @@ _OWN = [(HERE / name).read_text() for name in ("host.h", "__init__.py")]  # whic
 _wanted = {}  # texts that no library was made of yet, with the names of their kernels, by digest
 
 
+def apart(code, name, key):
+    """The text such that others may stand beside it: in a namespace, its kernel and macros known to nobody else."""
+    macros = "".join(f"#undef {macro}\n" for macro in (name, *re.findall(r"#define (\w+)", code)))
+    return f"#define {name} {name}_{key}\nnamespace text_{key} {{\n{code}\n}}\n{macros}"
+
+
 def _compile_wanted():
     """Make one library of all texts that are waited for: to start g++ and to link takes longer than one text."""
     text = _OWN[0]
     for digest, (code, name) in _wanted.items():
-        text += f"\n#define {name} {name}_{digest}\nnamespace text_{digest} {{\n{code}\n}}\n"
-        text += (
-            f'extern "C" void entry_{digest}(void** values) {{ called(text_{digest}::{name}, values); }}\n'
-        )
-        text += f"#undef {name}\n"
+        text += apart(code, name, digest)
+        kernel = f"text_{digest}::{name}_{digest}"
+        text += f'extern "C" void entry_{digest}(void** values) {{ called({kernel}, values); }}\n'
     library = _compiled(text, OF_KERNELS)
     for digest in _wanted:
         temporary = library.with_name(f"{digest}.{os.getpid()}.tmp")
@@ -619,7 +623,7 @@ class _Cublas(types.SimpleNamespace):
     @functools.cached_property
     def __file__(self):
         """A library with the functions of cuBLAS (`blas.cpp`), as CuPy's own extension is linked to one."""
-        path = _compiled((HERE / "blas.cpp").read_text())
+        path = _compiled((HERE / "blas.cpp").read_text(), FLAGS)
         ctypes.CDLL(str(path)).hook(*_HOOKS)
         return str(path)
 
