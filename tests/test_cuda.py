@@ -620,7 +620,19 @@ def offered(where: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 # Of the tests, and what CuPy has elsewhere.
-OWN = {"CARDS", "COMPILER", "FLAGS", "OF_KERNELS", "HERE", "POISON", "Path", "Memory", "by_pointer", "cards", "launches"}
+OWN = {
+    "CARDS",
+    "COMPILER",
+    "FLAGS",
+    "OF_KERNELS",
+    "HERE",
+    "POISON",
+    "Path",
+    "Memory",
+    "by_pointer",
+    "cards",
+    "launches",
+}
 OWN |= {"apart", "math_modes", "reset", "calls", "cuda.Stream.do"}
 OWN |= {"CUBLASError", "CUDADriverError", "CUDARuntimeError", "OutOfMemoryError"}
 
