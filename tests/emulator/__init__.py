@@ -322,16 +322,12 @@ class Stream:
 
     def record(self, event=None):
         event = event or Event()
-        event.stream, event.done = self, False
-
-        def reached():
-            event.done = True
-
-        self.do(reached)
+        event.recorded = recorded = types.SimpleNamespace(stream=self, done=False)
+        self.do(lambda: vars(recorded).update(done=True))
         return event
 
     def wait_event(self, event):
-        self.do(event.synchronize)
+        self.do(functools.partial(_reach, event.recorded))  # what is recorded later is not waited for
 
 
 _null = Stream()
@@ -345,14 +341,18 @@ class Event:
     """As `cupy.cuda.Event`."""
 
     def __init__(self, block=False, disable_timing=False, interprocess=False):
-        self.stream, self.done = None, True
+        self.recorded = types.SimpleNamespace(done=True)
 
     def record(self, stream=None):
         (stream or get_current_stream()).record(self)
 
     def synchronize(self):
-        while not self.done:
-            self.stream.queue.popleft()()
+        _reach(self.recorded)
+
+
+def _reach(recorded):
+    while not recorded.done:
+        recorded.stream.queue.popleft()()
 
 
 def get_elapsed_time(start_event, end_event):
