@@ -96,7 +96,7 @@ class Tensor(Value):
 
         `DeviceError` if there is no such device.
         """
-        wanted = device_name(device)
+        wanted = device_name(str(device))  # `None`, which is the CPU elsewhere, is no device to go to
         if self.device == wanted:
             return self
         reads(self.array, "to()")

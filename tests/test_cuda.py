@@ -634,7 +634,7 @@ OWN = {
     "launches",
 }
 OWN |= {"apart", "math_modes", "reset", "calls", "cuda.Stream.do"}
-OWN |= {"CUBLASError", "CUDADriverError", "CUDARuntimeError", "OutOfMemoryError"}
+OWN |= {"CUBLASError", "CompileException", "CUDADriverError", "CUDARuntimeError", "OutOfMemoryError"}
 
 
 def test_the_card_in_software_has_cupys_names_and_signatures():

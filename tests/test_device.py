@@ -683,3 +683,24 @@ def test_an_update_by_its_own_memory_in_another_order(compiled: bool, card: Any)
     square = mg.tensor(np.arange(9.0).reshape(3, 3), device="cuda")
     apply(ASSIGN, square, square.T)
     np.testing.assert_array_equal(square.numpy(), np.arange(9.0).reshape(3, 3).T)
+
+
+def test_a_text_that_does_not_compile_is_an_error_with_its_name(
+    card: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = there(1.0)
+
+    def refuses(*arguments: Any) -> None:
+        raise emulator.CompileException("error: expected an expression")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(emulator.RawModule, "get_function", refuses)
+        with pytest.raises(mg.DeviceError, match="tan_kernel does not compile for cuda:0: error: expected"):
+            cuda.launch("cuda:0", "tan_kernel", "?", 1, 1, [])
+    assert (x + 1.0).item() == 2.0  # the card is as it was
+
+
+def test_nothing_is_no_device_to_go_to() -> None:
+    for thing in (mg.tensor(1.0), mg.nn.Dense(1, 1, stream=Stream(0, "docs"))):
+        with pytest.raises(mg.DeviceError, match="'None'"):
+            thing.to(None)  # type: ignore[arg-type]

@@ -14,6 +14,7 @@ import math
 import os
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -36,7 +37,15 @@ class _State:
 
     active = False
     dead = ""
+
+
+class _Thread(threading.local):
+    """Of each thread: whether its products may use TF32."""
+
     tf32 = False
+
+
+_thread = _Thread()
 
 
 def _after_fork() -> None:
@@ -307,8 +316,12 @@ def launch(
 
     Its parameters are `long long` or pointers for integers, and `double` for floats.
     """
-    with on(device):
-        _kernel(name, source)((blocks,), (threads,), tuple(arguments))
+    with on(device) as cupy:
+        try:
+            kernel = _kernel(name, source)
+        except cupy.cuda.compiler.CompileException as error:
+            raise DeviceError(f"{name} does not compile for {device}: {error}") from None
+        kernel((blocks,), (threads,), tuple(arguments))
 
 
 @functools.cache
@@ -359,7 +372,7 @@ def gemm(
         handle = cupy.cuda.device.get_cublas_handle()
         cublas, library = cupy.cuda.cublas, _blas()
         cublas.setMathMode(
-            handle, TF32 if _State.tf32 and dtype == np.float32 else cublas.CUBLAS_DEFAULT_MATH
+            handle, TF32 if _thread.tf32 and dtype == np.float32 else cublas.CUBLAS_DEFAULT_MATH
         )
         product = (
             library.cublasSgemmStridedBatched if dtype == np.float32 else library.cublasDgemmStridedBatched
@@ -373,8 +386,8 @@ def gemm(
 
 
 def set_tf32(on_or_off: bool) -> None:
-    """Let products of float32 matrices round their factors to 10 bits, which is faster where the card can do it."""
-    _State.tf32 = on_or_off
+    """Let this thread's products of float32 matrices round their factors to 10 bits, faster where the card can."""
+    _thread.tf32 = on_or_off
 
 
 # Copies beside the computation
@@ -487,9 +500,13 @@ class Queue:
             self._stream.begin_capture()
             try:
                 issue()
-            finally:
-                graph = self._stream.end_capture()
-            return graph
+            except BaseException:
+                with contextlib.suppress(
+                    RuntimeError
+                ):  # what was broken off is no graph, as is known already
+                    self._stream.end_capture()
+                raise
+            return self._stream.end_capture()
 
     def repeat(self, graph: Any) -> None:
         """Put the work of a graph here."""

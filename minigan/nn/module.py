@@ -105,7 +105,7 @@ class Module(ABC):
         >>> layer.to("cpu") is layer
         True
         """
-        wanted = device_name(device)
+        wanted = device_name(str(device))
         state = {name: x for name, x in self.state().items() if x.device != wanted}
         for name, x in state.items():
             reads(x.array, "to()")

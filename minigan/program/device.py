@@ -10,7 +10,7 @@ memory that Python writes for the next one is free, and results and arguments be
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -206,10 +206,9 @@ class DeviceProgram(Runs):
                 if self._warm:
                     self._graph = self._graph or self._queue.recorded(self._issue)
                     self._queue.repeat(self._graph)
-                    try:
+                    with suppress(Exception):  # which is made, and fails, again where it is wanted
                         state.meanwhile()
-                    finally:  # whatever fails there, the next run writes memory that this one reads
-                        self._queue.wait()
+                    self._queue.wait()
                 else:
                     self._issue(pausing=True)
                     self._warm = True

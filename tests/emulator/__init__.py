@@ -48,6 +48,10 @@ class CUBLASError(RuntimeError):
         super().__init__(f"CUBLAS_STATUS {status}")
 
 
+class CompileException(Exception):
+    """As `cupy.cuda.compiler.CompileException`."""
+
+
 class OutOfMemoryError(MemoryError):
     """As `cupy.cuda.memory.OutOfMemoryError`."""
 
@@ -429,7 +433,7 @@ def _compiled(source, flags):
             capture_output=True,
         )
         if made.returncode:
-            raise RuntimeError(f"g++: {made.stderr[:4000]}\n{source}")
+            raise CompileException(f"g++: {made.stderr[:4000]}\n{source}")
         temporary.replace(path)
     return path
 
@@ -670,6 +674,7 @@ cuda = types.SimpleNamespace(
     alloc=alloc,
     alloc_pinned_memory=alloc_pinned_memory,
     cublas=cublas,
+    compiler=types.SimpleNamespace(CompileException=CompileException),
     device=types.SimpleNamespace(get_cublas_handle=lambda: 1),
     driver=types.SimpleNamespace(CUDADriverError=CUDADriverError),
     get_current_stream=get_current_stream,
