@@ -80,6 +80,7 @@ def test_attention_maps_are_the_weights_of_the_definition():
     assert (sums[..., 1] == 0).all()
 
 
+@pytest.mark.slow
 def test_attention_maps_of_networks_by_name():
     images = np.zeros((2, 16, 16, 1), np.float32)
     sagan = mg.models.sagan_discriminator((16, 16, 1), width=8)

@@ -122,6 +122,7 @@ def test_the_configuration_of_a_run_repeats_it(run: str, capsys: pytest.CaptureF
     assert first == second
 
 
+@pytest.mark.slow
 def test_any_setting_can_be_given(capsys: pytest.CaptureFixture[str]) -> None:
     given = ["update=extragradient", "optimizer.b1 = 0.9", 'penalty=[{name="r2",weight=0.2}]', "pack=2"]
     assert cli.main(["train", "--steps", "2", *(text for each in given for text in ("--set", each))]) == 0

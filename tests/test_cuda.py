@@ -159,10 +159,16 @@ def test_special_values_are_those_of_the_cpu(primitive, few, device):
                     np.testing.assert_array_equal(np.signbit(y.numpy()[zero]), np.signbit(expected[zero]))
 
 
+# Kernels of formulas are all made in one way, and their values are compared above.
+OF_RULES = [
+    pytest.param(p, marks=pytest.mark.slow if p.formula else (), id=p.name)
+    for p in PRIMITIVES
+    if differentiable(p)
+]
+
+
 @few_and_all
-@pytest.mark.parametrize(
-    "primitive", list(filter(differentiable, PRIMITIVES)), ids=lambda primitive: primitive.name
-)
+@pytest.mark.parametrize("primitive", OF_RULES)
 def test_derivatives_are_those_of_the_cpu(primitive, few, device):
     for call in list(calls(primitive, few))[: 1 if few else None]:
         wanted = all_orders(call, [mg.tensor(a) for a in call.arrays])

@@ -53,6 +53,7 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
 # What is measured
 
 
+@pytest.mark.slow
 def test_real_samples_copies_and_means_are_told_apart() -> None:
     # In random order: the last digits were written by other people than the first ones.
     images, labels = (x[mg.ops.Stream(0, "order").permutation(1797)] for x in mg.data.digits())

@@ -15,6 +15,15 @@ from minigan.program import plan
 
 STREAM = Stream(0, "test")
 RANDOM = np.random.default_rng(0)
+FIRST = RANDOM.bit_generator.state
+
+
+@pytest.fixture(autouse=True)
+def the_same_numbers() -> None:
+    """Each test draws from the beginning, whichever tests its process has run before."""
+    RANDOM.bit_generator.state = FIRST
+
+
 OPTIONS: dict[str, Any] = {"stream": STREAM, "dtype": np.float64}
 LABELS = np.array([2, 0])
 

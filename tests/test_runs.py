@@ -803,7 +803,7 @@ BODY = "print(t.sha256(t.fit(pathlib.Path(folder), steps=20, save_every=5, sampl
 @pytest.mark.parametrize(
     ("fault", "stride"),
     [
-        pytest.param("power", 29, id="some"),
+        pytest.param("power", 97, id="some"),
         *[pytest.param(f, 1, marks=pytest.mark.slow, id=f"all-{f}") for f in ("kill", "power")],
     ],
 )

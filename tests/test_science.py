@@ -198,7 +198,7 @@ def test_examples(module: ModuleType) -> None:
 
 
 # The parts of the others have tests of their own, and .ci/run makes all tiny runs.
-QUICK = {"mixtures_a", "parzen"}
+QUICK = {"parzen"}
 
 
 @pytest.mark.parametrize(

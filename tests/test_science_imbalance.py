@@ -34,6 +34,7 @@ def test_cases_differ_and_leave_out_data_that_is_not_there() -> None:
         study.run({"study": "mnist", "remedy": "plain", "seed": 0}, quick=True)
 
 
+@pytest.mark.slow
 def test_rows_are_plain_finite_numbers_and_tables_have_them() -> None:
     wanted = (("ring", "balanced, weights"), ("pneumonia", "plain"), ("pneumonia", "conditional, balanced"))
     chosen = [case for case in study.cases(1, quick=True) if (case["study"], case["remedy"]) in wanted]

@@ -32,6 +32,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> str:
     return out
 
 
+@pytest.mark.slow
 def test_a_spectrum_is_of_the_game_on_a_batch() -> None:
     one = gan(dtype="float64")
     one.fit(POINTS, steps=20, batch=32)
@@ -177,6 +178,7 @@ def test_damaged_checkpoints_are_passed_over(run: str, tmp_path: Path) -> None:
     assert len(notes) == 1 and "20.safetensors" in notes[0]
 
 
+@pytest.mark.slow
 def test_conditional_images_have_labels_and_bounds() -> None:
     """The generator ends in a tanh, so the discriminator sees the data from -1 to 1, with its labels."""
     images, labels = mg.data.digits()
