@@ -101,7 +101,8 @@ def constant(number: Array, beside: Array) -> Array:
 
 def full(spec: Spec, value: float, device: str) -> Array:
     """A new array filled with one number."""
-    array = np.full(*spec[:1], value, spec[1])
+    shape, dtype = spec
+    array = np.full(shape, value, dtype)
     return array if device == "cpu" else cuda.put(array, device)
 
 

@@ -44,7 +44,7 @@ class Launch(NamedTuple):
 
     Attributes:
         name: of the function in `source`, `extern "C" __global__ void name(...)`.
-        source: its text, which includes nothing; `{prelude}` functions come from `minigan.cuda.text`.
+        source: its text, which includes no headers; it begins with the types and functions of `minigan.cuda.text`.
         blocks, threads: of the grid.
         words: what it is called with: addresses for pointers, `long long` for integers, `double` for floats. A
             `minigan.trace.Slot`, which varies from run to run, is the address of its double.

@@ -160,7 +160,6 @@ def pointwise(
 
     >>> import numpy as np
     >>> from minigan.cuda.loops import pointwise
-    >>> from minigan.ops.elementwise import exp
     >>> from minigan.registry import primitives
     >>> (exp,) = [p for p in primitives() if p.name == "exp"]
     >>> x = np.ones((2, 3), np.float32)

@@ -267,8 +267,8 @@ def _wait(pool: int, waited: int) -> None:
 def run_phases(machine: int, begin: int, end: int, pool: int, runner: int) -> None:
     """Run phases begin..end-1 of a machine until a check fails, with the help of the workers that serve `pool`.
 
-    Subnormal numbers count as 0 meanwhile. Saturated units send back gradients far below 1e-38, and processors take 100
-    times as long for these: late in a run on a grid of Gaussians a step took 53 ms with them and 9 ms without.
+    Subnormal numbers count as 0 meanwhile. Saturated units send back gradients far below 1e-38, and processors take
+    far longer for these: late in a run on a grid of Gaussians a step took 53 ms with them and 9 ms without.
     """
     mode = floating_point_mode()
     set_floating_point_mode(mode | flushing())
