@@ -9,6 +9,7 @@ import pytest
 
 import minigan as mg
 from minigan import models, nn
+from minigan.backend import ALIGNMENT
 from minigan.errors import CheckpointError, ConfigError, ShapeError
 from minigan.nn import init
 from minigan.ops import Stream
@@ -212,3 +213,13 @@ def test_models_name_what_does_not_fit() -> None:
         models.mlp_discriminator((8, 8, 1))(mg.tensor(np.zeros((2, 64), np.float32)))
     with pytest.raises(ConfigError, match="at least 1"):
         models.mlp_generator(hidden=(128, 0))
+
+
+def test_weights_and_what_optimisers_remember_begin_at_cache_lines() -> None:
+    networks = (models.mlp_generator(), models.dcgan_generator())
+    weights = {f"{i}.{name}": x for i, net in enumerate(networks) for name, x in net.parameters().items()}
+    tensors = [x for name, x in weights.items() if name.endswith("weight") and x.array.nbytes >= 4096]
+    slots = mg.optim.Adam().init(weights).slots
+    tensors += [x for slot in slots.values() for x in slot.values()]
+    assert len(tensors) > 2 * len(weights) > 10
+    assert {x.array.ctypes.data % ALIGNMENT for x in tensors} == {0}

@@ -9,10 +9,12 @@ import numpy as np
 
 from minigan.backend import cuda
 from minigan.backend.host import (
+    ALIGNMENT as ALIGNMENT,
     FLOATS as FLOATS,
     KINDS as KINDS,
     Array as Array,
     Spec as Spec,
+    aligned_zeros as aligned_zeros,
     allocate as allocate,
     is_number as is_number,
     native as native,
@@ -108,7 +110,10 @@ def full(spec: Spec, value: float, device: str) -> Array:
 
 def zeros_like(array: Array) -> Array:
     """Zeros of the shape, dtype and device of an array, in C order."""
-    return full((array.shape, array.dtype), 0, device_of(array))
+    device = device_of(array)
+    if device == "cpu":
+        return aligned_zeros(array.shape, array.dtype)
+    return full((array.shape, array.dtype), 0, device)
 
 
 def broadcast_view(array: Array, shape: tuple[int, ...]) -> Array:

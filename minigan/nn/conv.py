@@ -11,7 +11,7 @@ from minigan.nn.init import Initializer, glorot_uniform
 from minigan.nn.module import Module, Weighted
 from minigan.ops.conv import Padding, PerAxis
 from minigan.ops.random import Stream
-from minigan.tensor import Tensor
+from minigan.tensor import Tensor, tensor
 
 
 def _window(name: str, inputs: int, outputs: int, kernel: PerAxis, groups: int) -> tuple[int, ...]:
@@ -55,7 +55,7 @@ class Conv(Weighted):
     ) -> None:
         window = _window("Conv", inputs, outputs, kernel, groups)
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
-        self.weight = init(stream, (*window, inputs // groups, outputs), dtype).detach()
+        self.weight = tensor(init(stream, (*window, inputs // groups, outputs), dtype))
         self.bias = Tensor(np.zeros(outputs, dtype)) if bias else None
 
     def with_weight(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ class ConvTranspose(Weighted):
         self.stride, self.padding, self.output_padding = stride, padding, output_padding
         self.dilation, self.groups = dilation, groups
         drawn = init(stream, (*window, inputs, outputs // groups), dtype).array
-        self.weight = Tensor(np.ascontiguousarray(drawn.mT))
+        self.weight = tensor(drawn.mT)
         self.bias = Tensor(np.zeros(outputs, dtype)) if bias else None
 
     def with_weight(self, x: Tensor, weight: Tensor) -> Tensor:

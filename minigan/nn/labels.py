@@ -38,7 +38,7 @@ class Embedding(Weighted):
             raise ConfigError(
                 f"Embedding: {classes} classes and {features} features: both must be at least 1"
             )
-        self.weight = init(stream, (classes, features), dtype).detach()
+        self.weight = tensor(init(stream, (classes, features), dtype))
 
     def with_weight(self, x: Tensor, weight: Tensor) -> Tensor:
         """The rows of another table."""

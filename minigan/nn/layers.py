@@ -42,7 +42,7 @@ class Dense(Weighted):
     ) -> None:
         if inputs < 1 or outputs < 1:
             raise ConfigError(f"Dense: {inputs} inputs and {outputs} outputs, both must be at least 1")
-        self.weight = init(stream, (inputs, outputs), dtype).detach()
+        self.weight = tensor(init(stream, (inputs, outputs), dtype))
         self.bias = Tensor(np.zeros(outputs, dtype)) if bias else None
 
     def with_weight(self, x: Tensor, weight: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minigan.backend import Array
+from minigan.backend import Array, aligned_zeros
 from minigan.kernels import launch, machine, matrix
 from minigan.kernels.layout import SPLIT_N, WHOLE
 from minigan.kernels.objects import kernel, kernel_of
@@ -22,7 +22,6 @@ from minigan.program.loops import Address, Text, as_word, write_loop
 from minigan.program.plan import (
     Life,
     Step,
-    arena,
     in_place,
     is_check,
     is_large,
@@ -176,7 +175,7 @@ class Builder:
             self.offsets[buffer] = size + k
         self.flag_bytes = size, size + len(self.flags)
         size += len(self.flags)
-        self.arena = arena(size)
+        self.arena = aligned_zeros((size,), np.uint8)
         self.base = address(self.arena)
         last = sum(1 for _ in moments(self.schedule))
         self.dead: list[list[tuple[int, int]]] = [[] for _ in range(last)]

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minigan.backend import Array, cuda, device_of
+from minigan.backend import ALIGNMENT, Array, cuda, device_of
 from minigan.cuda.launch import Operand, Plan, Scratch, issue, run, scratch_of
 from minigan.errors import DeviceError
 from minigan.program import listing
@@ -24,7 +24,7 @@ from minigan.program.capture import REQUIRE, Buffer, Call, Recorder, Ref
 from minigan.program.checks import FINITE, Allocate, part_by_part, with_backups
 from minigan.program.fuse import Node, as_walk, fuse, unfused
 from minigan.program.grids import Grid, grid_of
-from minigan.program.plan import ALIGNMENT, Life, Step, lives, moments, place
+from minigan.program.plan import Life, Step, lives, moments, place
 from minigan.program.runs import Runs
 from minigan.tape import copy
 from minigan.trace import state

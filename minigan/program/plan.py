@@ -10,13 +10,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from minigan.backend import Array
+from minigan.backend import ALIGNMENT
 from minigan.program.capture import REQUIRE, Buffer, Call, Ref
 from minigan.program.fuse import Node, dependencies
 
-ALIGNMENT = 64  # a cache line, and the widest vector
 SMALL = 16_384  # elements times arrays of a loop, or products times 16 of a matrix product, that threads do not share
 
 
@@ -159,13 +156,6 @@ def place(blocks: Sequence[Life]) -> tuple[dict[Any, int], int]:
         offsets[block.key] = at
         placed.append((at, at + size, block))
     return offsets, max((end for _, end, _ in placed), default=0)
-
-
-def arena(nbytes: int) -> Array:
-    """Zeroed bytes at an aligned address."""
-    raw = np.zeros(nbytes + ALIGNMENT, np.uint8)
-    skip = -raw.ctypes.data % ALIGNMENT
-    return raw[skip : skip + nbytes]
 
 
 # A product and the loop behind it in one piece of memory
