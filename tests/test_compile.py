@@ -19,7 +19,7 @@ import minigan as mg
 from minigan.kernels import machine
 from minigan.nn.module import ASSIGN
 from minigan.ops import Stream
-from minigan.program import plan
+from minigan.program import fuse
 from minigan.tape import apply
 
 NAN, INF = float("nan"), float("inf")
@@ -133,7 +133,7 @@ def check_game(settings: dict[str, Any]) -> None:
     "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in GAMES]
 )
 def test_a_game(name, plain, monkeypatch):
-    monkeypatch.setattr(plan, "SMALL", 8)
+    monkeypatch.setattr(fuse, "SMALL", 8)
     check_game(GAMES[name])
 
 
@@ -141,7 +141,7 @@ def test_a_game(name, plain, monkeypatch):
 @needs_numba
 @pytest.mark.parametrize("settings", GAMES.values(), ids=GAMES)
 def test_a_game_with_compiled_loops(settings, monkeypatch):
-    monkeypatch.setattr(plan, "SMALL", 64)
+    monkeypatch.setattr(fuse, "SMALL", 64)
     check_game(settings)
 
 
@@ -192,7 +192,7 @@ PLACES = {
 @pytest.mark.parametrize("options", [{}, {"fuse": False}, {"threads": 3}, {"poison": True}], ids=str)
 @pytest.mark.parametrize("settings", [{}, {"update": "simultaneous"}, {"d_steps": 2}], ids=str)
 def test_bad_values_are_found_and_change_nothing(settings, options, plain, monkeypatch):
-    monkeypatch.setattr(plan, "SMALL", 8)
+    monkeypatch.setattr(fuse, "SMALL", 8)
     gans = game(**settings), game(**settings)
     sets = [mg.data.Batches(IMAGES.copy(), 4, Stream(0, "data")) for _ in gans]
     steps = [gans[0].step, mg.compile(gans[1].step, **options)]

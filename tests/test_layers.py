@@ -11,7 +11,7 @@ import minigan as mg
 from minigan import models, nn, ops
 from minigan.nn import init
 from minigan.ops import Stream
-from minigan.program import plan
+from minigan.program import fuse
 
 STREAM = Stream(0, "test")
 RANDOM = np.random.default_rng(0)
@@ -30,7 +30,7 @@ LABELS = np.array([2, 0])
 
 @pytest.fixture
 def plain(monkeypatch):
-    monkeypatch.setattr(plan, "SMALL", 8)
+    monkeypatch.setattr(fuse, "SMALL", 8)
     with plain_kernels():
         yield
 

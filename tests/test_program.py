@@ -8,7 +8,7 @@ from plain_kernels import needs_numba, plain_kernels
 
 import minigan as mg
 from minigan.nn.module import ASSIGN
-from minigan.program import plan
+from minigan.program import fuse
 from minigan.registry import primitives
 from minigan.tape import apply
 from minigan.trace import require
@@ -256,14 +256,14 @@ def check_shortened(seed: int, length: int, dtype: str) -> None:
 
 @pytest.mark.parametrize("seed", range(14))
 def test_random_steps(seed, plain, monkeypatch):
-    monkeypatch.setattr(plan, "SMALL", 8)
+    monkeypatch.setattr(fuse, "SMALL", 8)
     check_shortened(seed, 20, ["float64", "float32"][seed % 2])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(14, 300))
 def test_more_random_steps(seed, plain, monkeypatch):
-    monkeypatch.setattr(plan, "SMALL", 8)
+    monkeypatch.setattr(fuse, "SMALL", 8)
     check_shortened(seed, 30, ["float64", "float32"][seed % 2])
 
 
@@ -271,7 +271,7 @@ def test_more_random_steps(seed, plain, monkeypatch):
 @needs_numba
 @pytest.mark.parametrize("seed", range(30))
 def test_random_steps_with_compiled_loops(seed, monkeypatch):
-    monkeypatch.setattr(plan, "SMALL", 8)
+    monkeypatch.setattr(fuse, "SMALL", 8)
     check_shortened(seed, 20, ["float64", "float32"][seed % 2])
 
 
@@ -295,7 +295,7 @@ def test_a_factor_of_a_product_is_not_computed_behind_it(plain):
 
 
 def test_sums_over_rows_and_over_columns_of_one_loop(plain, monkeypatch):
-    monkeypatch.setattr(plan, "SMALL", 8)
+    monkeypatch.setattr(fuse, "SMALL", 8)
     x = mg.tensor(np.random.default_rng(0).normal(size=(6, 50)))
 
     def function(x):

@@ -16,7 +16,7 @@ from minigan.kernels.rows import Operand, Plan, Result, Scratch
 from minigan.program.capture import REQUIRE, Buffer, Call, Recorder, Ref, address
 from minigan.program.chain import chained
 from minigan.program.checks import part_by_part, with_backups
-from minigan.program.fuse import Node, fuse, unfused
+from minigan.program.fuse import Node, fuse, is_large, product_split, unfused
 from minigan.program.layouts import in_rows
 from minigan.program.loops import Address, Text, as_word, write_loop
 from minigan.program.plan import (
@@ -24,7 +24,6 @@ from minigan.program.plan import (
     Step,
     in_place,
     is_check,
-    is_large,
     lives,
     moments,
     place,
@@ -289,8 +288,7 @@ class Builder:
         m, n = c.shape
         k = a.shape[0 if node.product.attributes["ta"] else 1]
         whole_columns = behind >= 0 and self.texts[node].split == 1
-        dense = csb == c.dtype.itemsize
-        split = 1 if whole_columns else matrix.best_split(m, n, k, dense, self.options.threads)
+        split = 1 if whole_columns else product_split(node.product, self.options.threads)
         split = split if is_large(node) else 2
         compiled = matrix.kernel(c.dtype)
         start = self._head(compiled.address, m, n, split, matrix.quantum(c.dtype)[split % 2])

@@ -14,12 +14,14 @@ import numpy as np
 from minigan.backend import FLOATS
 from minigan.kernels.axes import broadcast_strides, collapse
 from minigan.kernels.layout import SPLIT_N
+from minigan.kernels.matrix import best_split
 from minigan.kernels.rows import Plan
 from minigan.linear import CAST, MATMUL, MEAN, SUM
 from minigan.ops.reduce import NORM
 from minigan.program.capture import Buffer, Call, Ref
 from minigan.program.checks import FINITE
 
+SMALL = 16_384  # elements times arrays of a loop, or products times 16 of a matrix product, that threads do not share
 MOST_ARRAYS = 24  # that a loop reads and writes: more would not find room in registers
 REDUCTIONS = (SUM, MEAN, NORM, FINITE)
 
@@ -57,6 +59,7 @@ class Node:
         walks: the calls of the loop.
         product: the call of the product, or of the primitive.
         plan: of a product that is not one of two matrices, how it is computed.
+        sums: over what the loop behind a product may sum, in the words of `sum_kind`; "" is nothing.
         links: of a chain, its nodes.
         slices: in how many slices it is run, if it is a chain or part of one.
     """
@@ -66,6 +69,7 @@ class Node:
     walks: list[Walk] = field(default_factory=list)
     dims: tuple[int, ...] = ()
     plan: Plan | None = None
+    sums: str = ""
     links: list["Node"] = field(default_factory=list)
     slices: int = 0
 
@@ -90,6 +94,27 @@ class Node:
     def writes(self) -> set[Buffer]:
         """The memory that it writes, or would if it were needed."""
         return set().union(*(call.writes for call in self.calls))
+
+
+def is_large(node: Node) -> bool:
+    """Whether it is worth sharing among threads."""
+    if node.links:
+        return any(map(is_large, node.links))
+    if node.plan is not None and node.plan.work:
+        return node.plan.work > SMALL
+    if node.product is not None and node.kind == "product":
+        return node.product.flops > 32 * SMALL
+    arrays = len({x.buffer for call in node.calls for x in (*call.inputs, *call.outs)})
+    return math.prod(node.dims) * arrays > SMALL
+
+
+def product_split(call: Call, threads: int) -> int:
+    """The axis of a matrix product's result, 0 or 1, along which so many threads share it best."""
+    (c,), (a, b) = call.outs, call.inputs
+    m, n = c.shape
+    k = a.shape[0 if call.attributes["ta"] else 1]
+    column = b.strides[0 if call.attributes["tb"] else 1]
+    return best_split(m, n, k, column == c.dtype.itemsize, threads)
 
 
 # Which calls can be part of a loop
@@ -234,6 +259,7 @@ def fuse(calls: Sequence[Call], threads: int, loops_only: bool = False) -> list[
             kind = "loop" if walk else "call" if loops_only or not (plan or _is_product(call)) else "product"
             dims = walk.dims if walk else _matrix(call) if kind == "product" else ()
             node = Node(kind, None if walk else call, [walk] if walk else [], dims, plan)
+            node.sums = _sums(node, threads) if kind == "product" else ""
             group = Group(k, node)
             groups.append(group)
         group.needs.update(direct - {group})
@@ -371,10 +397,20 @@ def _open(node: Node, walks: Sequence[Walk]) -> bool:
     reads = [a for w in walks for a in w.inputs if a.ref.buffer is result.buffer]
     if any(w.call.primitive.donates for w in walks):
         return False
-    # A product of matrices is complete a few columns at a time, what is planned a few rows, if threads share these.
-    whole = "columns" if node.plan is None else "rows" if node.plan.split == SPLIT_N else ""
-    allowed = ("", "finite", whole)
+    allowed = ("", "finite", node.sums)
     return all(a.key == there.key for a in reads) and all(sum_kind(w) in allowed for w in walks)
+
+
+def _sums(node: Node, threads: int) -> str:
+    """Over what a loop behind a product may sum: what is complete whenever the loop is called.
+
+    What is planned is complete a few rows at a time, if threads share these, a product of matrices a few columns. But
+    many a product is shared better by rows, which takes more off its time than the sums' own pass takes.
+    """
+    if node.plan is not None:
+        return "rows" if node.plan.split == SPLIT_N else ""
+    by_rows = threads > 1 and is_large(node) and product_split(node.product, threads) == 0  # type: ignore[arg-type]
+    return "" if by_rows else "columns"
 
 
 def _arrays(walk: Walk) -> list[Buffer]:
@@ -419,6 +455,7 @@ def _take_in(group: Group, other: Group, loops_only: bool) -> None:
         return
     both = Node("product" if mine.product or theirs.product else "loop", mine.product or theirs.product)
     both.dims, both.plan = theirs.dims if theirs.product else mine.dims, mine.plan or theirs.plan
+    both.sums = mine.sums or theirs.sums
     fitted = _fitted(both, [*theirs.walks, *mine.walks])
     if fitted is None or not _open(both, fitted[1]) or (loops_only and not _one_kind(fitted[1])):
         return

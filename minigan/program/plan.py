@@ -5,16 +5,13 @@ Results whose lifetimes do not overlap share memory in one arena (largest first,
 Pisarchyk and Lee 2020, "Efficient memory management for deep neural net inference", §5).
 """
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from minigan.backend import ALIGNMENT
 from minigan.program.capture import REQUIRE, Buffer, Call, Ref
-from minigan.program.fuse import Node, dependencies
-
-SMALL = 16_384  # elements times arrays of a loop, or products times 16 of a matrix product, that threads do not share
+from minigan.program.fuse import Node, dependencies, is_large
 
 
 class Step(NamedTuple):
@@ -31,18 +28,6 @@ class Life(NamedTuple):
     nbytes: int
     first: int
     last: int
-
-
-def is_large(node: Node) -> bool:
-    """Whether it is worth sharing among threads."""
-    if node.links:
-        return any(map(is_large, node.links))
-    if node.plan is not None and node.plan.work:
-        return node.plan.work > SMALL
-    if node.product is not None and node.kind == "product":
-        return node.product.flops > 32 * SMALL
-    arrays = len({x.buffer for call in node.calls for x in (*call.inputs, *call.outs)})
-    return math.prod(node.dims) * arrays > SMALL
 
 
 def is_check(node: Node) -> bool:
