@@ -49,7 +49,7 @@ class Program(Runs):
 
     def run(self, arguments: Sequence[Array]) -> bool:
         """Run the kernels on these arrays; whether what the step requires held."""
-        # Copied, not to rely on memory of the caller's: read where they are, large ones saved no more than 1 % of a step.
+        # Copied, not to rely on memory of the caller's: reading large ones there saved no more than 1 % of a step.
         for own, array in zip(self._arguments, arguments, strict=True):
             np.copyto(own, array)
         if self._built.flags.size:
