@@ -15,7 +15,9 @@ import traceback
 from typing import Any
 
 POOL = 4  # batches that the measured steps take in turn
-BLOCKS = 10  # of a turn; of 20 ms if that takes 0.2 s, so that who works ahead of Python's calls can
+BLOCKS = (
+    10  # about so many of a turn: long ones, since a framework that runs ahead of Python waits once in each
+)
 
 
 class Worker:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from minigan.backend import zeros_like
+from minigan.backend import lasting_zeros_like
 from minigan.errors import ConfigError, ShapeError
 from minigan.kernels import formula as fm
 from minigan.ops import maximum, minimum, norm, sqrt, stack
@@ -278,7 +278,7 @@ class Optimizer:
     def init(self, parameters: Mapping[str, Tensor]) -> State:
         """The state before the first update: zeros in the shapes and dtypes of the parameters."""
         slots = {
-            slot: {name: Tensor(zeros_like(p.array)) for name, p in parameters.items()}
+            slot: {name: Tensor(lasting_zeros_like(p.array)) for name, p in parameters.items()}
             for slot in (*self.names, *["last"] * self.optimistic)
         }
         return State(slots)

@@ -156,7 +156,7 @@ class _Lock:
 
     def __del__(self) -> None:
         for array in sorted(
-            self.arrays, key=lambda array: array.base is not None
+            self.arrays, key=lambda array: isinstance(array.base, np.ndarray)
         ):  # a view follows its owner
             array.flags.writeable = True
 

@@ -349,6 +349,32 @@ def test_arrays_of_any_layout_are_arguments(layout, plain):
         assert given.tobytes() == before
 
 
+def test_large_arguments_are_looked_at_and_overwritten_no_more_than_small_ones(plain):
+    def look(x):
+        return x * float(mg.asarray(x.array).numpy()[0])
+
+    def overwrite(x):
+        y = mg.asarray(x.array)
+        apply(ASSIGN, y, y * 2)
+        return x + 0
+
+    for function in (look, overwrite):
+        for size in (8, 5000):
+            with pytest.raises(mg.errors.GraphError, match=r"by|argument 0|Python would see"):
+                mg.compile(function)(np.ones(size, np.float32))
+
+
+def test_a_view_of_an_outside_array_is_not_memory_of_the_step(plain):
+    table = np.zeros((2, 8), np.float32)
+
+    def function(x):
+        row = mg.Tensor(table[0])
+        return apply(ASSIGN, row, row + x)[0] + 0
+
+    step = mg.compile(function)
+    assert [step(np.ones(8, np.float32)).numpy()[0] for _ in range(4)] == [1, 2, 3, 4]
+
+
 def test_containers_that_are_not_looked_into_are_refused(plain):
     pair = namedtuple("pair", "x y")
     x, y = arrays(3, 3)
@@ -678,6 +704,22 @@ def test_the_length_of_a_program(settings, lines, plain):
     assert text.count("\n") == 3 + lines, text  # arguments, kernels, and the sums in the last line
     flops = sum(call.flops for row in program._built.rows for call in row.node.calls)
     assert program.flops == flops > 0
+
+
+def test_column_sums_stand_behind_a_product_unless_threads_share_its_rows(plain, monkeypatch):
+    monkeypatch.setattr(fuse, "SMALL", 8)
+    w, v = arrays((16, 8), (64, 8))
+
+    def function(g):
+        y = mg.ops.where(v > 0, g @ w, 0.0)
+        return y, y.sum(0)
+
+    (g,) = arrays((64, 16))
+    for threads in (1, 2):
+        step = mg.compile(function, threads=threads)
+        step(g)
+        (line,) = [line for line in str(step.program).splitlines() if "sum" in line and "<-" in line]
+        assert ("matmul" in line) == (threads == 1), line
 
 
 def test_the_program_in_figures(plain):

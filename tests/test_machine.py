@@ -250,7 +250,10 @@ def test_workers_take_over_the_floating_point_mode(four):
     tested = machine.Machine(table, [0], [(0, 1, 8)] * 20)
     tested.run_row(0)  # in this thread, as it is: a run has other modes
     before = int(out[0])
-    bits = 0x6000 if before else 0  # x86's rounding towards zero; elsewhere the mode is 0 as a process begins
+    x86 = platform.machine() in ("x86_64", "AMD64")
+    bits = (
+        0x6000 if x86 else 0xC00000 if platform.machine() in ("aarch64", "arm64") else 0
+    )  # rounding towards zero
     set_mode(before | bits, 0, 0, 0, 0)
     try:
         for _ in range(20):

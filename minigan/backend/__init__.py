@@ -110,10 +110,14 @@ def full(spec: Spec, value: float, device: str) -> Array:
 
 def zeros_like(array: Array) -> Array:
     """Zeros of the shape, dtype and device of an array, in C order."""
-    device = device_of(array)
-    if device == "cpu":
-        return aligned_zeros(array.shape, array.dtype)
-    return full((array.shape, array.dtype), 0, device)
+    return full((array.shape, array.dtype), 0, device_of(array))
+
+
+def lasting_zeros_like(array: Array) -> Array:
+    """The same, for memory that is used many times: on the CPU it begins at a cache line."""
+    if cuda.is_on_device(array):
+        return zeros_like(array)
+    return aligned_zeros(array.shape, array.dtype)
 
 
 def broadcast_view(array: Array, shape: tuple[int, ...]) -> Array:

@@ -41,24 +41,22 @@ KINDS = "biu"  # besides floats: booleans, signed and unsigned integers
 
 
 ALIGNMENT = 64  # a cache line, and the widest vector
-ALIGNED = 1 << 12  # bytes from which on a copy that stays begins at such a place
 
 
 def aligned_zeros(shape: tuple[int, ...], dtype: Any) -> Array:
     """Zeros in C order that begin at a cache line, as NumPy's own do not.
 
-    A product whose vectors straddle two lines takes a tenth longer. Beginning there takes a microsecond or two: it is
+    A product whose vectors straddle two lines takes a tenth longer. These take longer to make than NumPy's: they are
     for memory that is used many times, such as a parameter's.
 
     >>> from minigan.backend import aligned_zeros
     >>> aligned_zeros((2, 3), np.float32).ctypes.data % 64
     0
     """
-    nbytes = math.prod(shape) * np.dtype(dtype).itemsize
-    raw = np.zeros(nbytes + ALIGNMENT, np.uint8)
-    skip = -raw.ctypes.data % ALIGNMENT
-    zeros: Array = raw[skip : skip + nbytes].view(dtype).reshape(shape)
-    return zeros
+    # Not an array of bytes, of which the result would be a view: it shares its memory with nothing.
+    memory = bytearray(math.prod(shape) * np.dtype(dtype).itemsize + ALIGNMENT)
+    start: int = np.frombuffer(memory, np.uint8).__array_interface__["data"][0]
+    return np.ndarray(shape, dtype, memory, -start % ALIGNMENT)
 
 
 def allocate(specs: Sequence[Spec]) -> tuple[Array, ...]:
@@ -79,8 +77,7 @@ def native(source: Any, dtype: Any = None, copy: bool | None = None) -> Array:
     Args:
         source: anything NumPy can read.
         dtype: the dtype wanted; by default an array's own, and float32 for Python floats and lists of them.
-        copy: `True` always copies (C order; what is large to the beginning of a cache line), `None` only where the
-            array cannot be used as it is.
+        copy: `True` always copies (C order), `None` only where the array cannot be used as it is.
 
     Raises `DTypeError` for complex, object, string, date and float16 arrays.
     """
@@ -94,10 +91,6 @@ def native(source: Any, dtype: Any = None, copy: bool | None = None) -> Array:
     for which in (array.dtype.newbyteorder("="), wanted):
         _check_supported(which)
     with np.errstate(all="ignore"):  # float64 values beyond float32's range become inf, as in NumPy's astype
-        if copy and array.size * wanted.itemsize >= ALIGNED:
-            result = aligned_zeros(array.shape, wanted)
-            result[...] = array
-            return result
         result = np.array(array, dtype=wanted, order="C" if copy else "K", copy=copy)
     return result if result.flags.aligned else result.copy()
 

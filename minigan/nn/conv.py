@@ -8,10 +8,10 @@ import numpy as np
 from minigan import ops
 from minigan.errors import ConfigError, ShapeError
 from minigan.nn.init import Initializer, glorot_uniform
-from minigan.nn.module import Module, Weighted
+from minigan.nn.module import Module, Weighted, parameter
 from minigan.ops.conv import Padding, PerAxis
 from minigan.ops.random import Stream
-from minigan.tensor import Tensor, tensor
+from minigan.tensor import Tensor
 
 
 def _window(name: str, inputs: int, outputs: int, kernel: PerAxis, groups: int) -> tuple[int, ...]:
@@ -55,7 +55,7 @@ class Conv(Weighted):
     ) -> None:
         window = _window("Conv", inputs, outputs, kernel, groups)
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
-        self.weight = tensor(init(stream, (*window, inputs // groups, outputs), dtype))
+        self.weight = parameter(init(stream, (*window, inputs // groups, outputs), dtype))
         self.bias = Tensor(np.zeros(outputs, dtype)) if bias else None
 
     def with_weight(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -96,8 +96,8 @@ class ConvTranspose(Weighted):
         window = _window("ConvTranspose", inputs, outputs, kernel, groups)
         self.stride, self.padding, self.output_padding = stride, padding, output_padding
         self.dilation, self.groups = dilation, groups
-        drawn = init(stream, (*window, inputs, outputs // groups), dtype).array
-        self.weight = tensor(drawn.mT)
+        drawn = init(stream, (*window, inputs, outputs // groups), dtype)
+        self.weight = parameter(drawn.mT)
         self.bias = Tensor(np.zeros(outputs, dtype)) if bias else None
 
     def with_weight(self, x: Tensor, weight: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from minigan import ops
 from minigan.errors import ConfigError, ShapeError
 from minigan.nn.init import Initializer, glorot_uniform, normal
 from minigan.nn.layers import Dense
-from minigan.nn.module import Conditional, Weighted, required_labels
+from minigan.nn.module import Conditional, Weighted, parameter, required_labels
 from minigan.nn.norm import spectral
 from minigan.ops.random import Stream
 from minigan.tensor import Tensor, tensor
@@ -38,7 +38,7 @@ class Embedding(Weighted):
             raise ConfigError(
                 f"Embedding: {classes} classes and {features} features: both must be at least 1"
             )
-        self.weight = tensor(init(stream, (classes, features), dtype))
+        self.weight = parameter(init(stream, (classes, features), dtype))
 
     def with_weight(self, x: Tensor, weight: Tensor) -> Tensor:
         """The rows of another table."""

@@ -9,7 +9,7 @@ import numpy as np
 from minigan import ops
 from minigan.errors import ConfigError, ShapeError
 from minigan.nn.init import Initializer, glorot_uniform
-from minigan.nn.module import Conditional, Module, Weighted, forward
+from minigan.nn.module import Conditional, Module, Weighted, forward, parameter
 from minigan.ops.random import Stream
 from minigan.tensor import Tensor, tensor
 
@@ -42,7 +42,7 @@ class Dense(Weighted):
     ) -> None:
         if inputs < 1 or outputs < 1:
             raise ConfigError(f"Dense: {inputs} inputs and {outputs} outputs, both must be at least 1")
-        self.weight = tensor(init(stream, (inputs, outputs), dtype))
+        self.weight = parameter(init(stream, (inputs, outputs), dtype))
         self.bias = Tensor(np.zeros(outputs, dtype)) if bias else None
 
     def with_weight(self, x: Tensor, weight: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minigan import trace
-from minigan.backend import Array, cuda, device_of, native
+from minigan.backend import Array, cuda, device_of
 from minigan.errors import DeviceError, GraphError
 from minigan.tape import Primitive
 from minigan.trace import Slot
@@ -156,8 +156,7 @@ class Recorder(trace.Recorder):
 
     def made(self, array: Array) -> None:
         """Note memory that is not from outside, though it may hold values from there."""
-        owner = _owner(array)
-        self._made[id(owner)] = self._watched(owner)
+        self._made[id(array)] = self._watched(array)
 
     def changes(self, tensor: Any) -> None:
         """Note a tensor whose version rises in every run."""
@@ -193,7 +192,7 @@ class Recorder(trace.Recorder):
 
     def argument(self, array: Array, shown: str) -> Array:
         """The memory that an argument of the step lies in: a copy, in C order; without values on a GPU."""
-        own = native(array, copy=True) if device_of(array) == "cpu" else self._like(array, device_of(array))
+        own = np.array(array, order="C") if device_of(array) == "cpu" else self._like(array, device_of(array))
         self._new("input", own, shown)
         return own
 

@@ -232,7 +232,7 @@ def dependencies(uses: Iterable[tuple[set[Buffer], set[Buffer]]]) -> list[set[in
 
 
 def fuse(calls: Sequence[Call], threads: int, loops_only: bool = False) -> list[Node]:
-    """The calls as nodes, in an order in which they can be made; those that are planned are, for so many threads.
+    """The calls as nodes, in an order in which they can be made; what threads share is made for so many.
 
     loops_only: for a GPU: nothing stands behind a product, and a loop sums over rows, over columns, or over all, since
         that decides which thread has which element. Loops that read the same array are made one, also where neither
