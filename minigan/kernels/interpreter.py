@@ -64,8 +64,8 @@ FLUSH_ARM = 1 << 24  # FZ of FPCR
 # How long a thread that waits is at it: first with the processor's hint for such loops (some 50 us), then giving the
 # core to others (some 500 us if nobody wants it), then in naps. What Python does between two runs should not take
 # longer than that: with the copies of arguments 0.15 ms at batch 64 and 0.3 at 256 where the clock is low, and with 200
-# yields steps on two threads took 3 to 8 % longer. But it must not take long to nap: with another process on one of two cores, only a core left idle makes the system move the thread that
-# has the work to it.
+# yields steps on two threads took 3 to 8 % longer. But it must not take long to nap: with another process on one of two
+# cores, only a core left idle makes the system move the thread that has the work to it.
 SPINS = 1000
 YIELDS = 1000
 NAPS = 1000
