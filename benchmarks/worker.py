@@ -15,9 +15,8 @@ import traceback
 from typing import Any
 
 POOL = 4  # batches that the measured steps take in turn
-BLOCKS = (
-    10  # about so many of a turn: long ones, since a framework that runs ahead of Python waits once in each
-)
+# About so many of a turn: few, since a framework that runs ahead of Python waits once in each.
+BLOCKS = 10
 
 
 class Worker:
