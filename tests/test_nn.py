@@ -9,7 +9,7 @@ import pytest
 
 import minigan as mg
 from minigan import models, nn
-from minigan.backend import ALIGNMENT
+from minigan.backend import ALIGNMENT, aligned_zeros
 from minigan.errors import CheckpointError, ConfigError, ShapeError
 from minigan.nn import init
 from minigan.ops import Stream
@@ -223,3 +223,7 @@ def test_weights_and_what_optimisers_remember_begin_at_cache_lines() -> None:
     tensors += [x for slot in slots.values() for x in slot.values()]
     assert len(tensors) > 2 * len(weights) > 10
     assert {x.array.ctypes.data % ALIGNMENT for x in tensors} == {0}
+    with pytest.raises(
+        MemoryError, match=r"8000000000000000 bytes, an array of float64 \(1000000000000000,\)"
+    ):
+        aligned_zeros((10**15,), np.float64)

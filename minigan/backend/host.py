@@ -47,14 +47,18 @@ def aligned_zeros(shape: tuple[int, ...], dtype: Any) -> Array:
     """Zeros in C order that begin at a cache line, as NumPy's own do not.
 
     A product whose vectors straddle two lines takes a tenth longer. These take longer to make than NumPy's: they are
-    for memory that is used many times, such as a parameter's.
+    for memory that is used many times, such as a parameter's. `MemoryError`, with the size, if there is none.
 
     >>> from minigan.backend import aligned_zeros
     >>> aligned_zeros((2, 3), np.float32).ctypes.data % 64
     0
     """
     # Not an array of bytes, of which the result would be a view: it shares its memory with nothing.
-    memory = bytearray(math.prod(shape) * np.dtype(dtype).itemsize + ALIGNMENT)
+    nbytes = math.prod(shape) * np.dtype(dtype).itemsize
+    try:
+        memory = bytearray(nbytes + ALIGNMENT)
+    except MemoryError:
+        raise MemoryError(f"no memory for {nbytes} bytes, an array of {np.dtype(dtype)} {shape}") from None
     start: int = np.frombuffer(memory, np.uint8).__array_interface__["data"][0]
     return np.ndarray(shape, dtype, memory, -start % ALIGNMENT)
 
